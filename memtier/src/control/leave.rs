@@ -1,0 +1,69 @@
+//! Requests that pages leave: by range, or coldest first.
+
+use crate::control::{ControlError, Memtier, max_age};
+use crate::evict::Demand;
+use crate::frame::word::State;
+use crate::ranges::frames_of;
+use crate::status::{GuestRange, Outcomes, ReclaimRequest, Reclaimed};
+use crate::units::{FrameIndex, PAGE_SIZE};
+
+impl Memtier {
+    /// Evicts what is named, whatever its age; every page is accounted for in the answer. A malformed range is an error, nothing is done then.
+    pub fn evict(&self, ranges: &[GuestRange]) -> Result<Outcomes, ControlError> {
+        let ranges = ranges.iter().map(frames_of).collect::<Result<Vec<_>, _>>()?;
+        let mut outcomes = Outcomes::default();
+        for gfns in ranges {
+            let (frames, outside) = self.arena.memory.indices(gfns);
+            outcomes.absent = outcomes.absent.saturating_add(outside);
+            for part in frames {
+                self.arena.refresh(part.clone()).map_err(ControlError::Look)?;
+                outcomes.add(&self.evictor.evict(part.map(FrameIndex), Demand::Every));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Evicts the coldest pages first.
+    pub fn reclaim(&self, request: ReclaimRequest) -> Result<Reclaimed, ControlError> {
+        if request.bytes.is_none() && request.min_idle_scans.is_none() {
+            return Err(ControlError::NothingAsked);
+        }
+        let least = request.min_idle_scans.unwrap_or(0);
+        if least > max_age() {
+            return Err(ControlError::Age(least));
+        }
+        let limit = request.bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(PAGE_SIZE as u64));
+        self.arena.refresh(0..self.arena.memory.frames()).map_err(ControlError::Look)?;
+        let outcomes = self.reclaim_pages(least, limit);
+        Ok(Reclaimed { bytes: outcomes.evicted * PAGE_SIZE as u64, outcomes })
+    }
+
+    /// Age by age, oldest first, in frame order within an age. Ages are counted once, so that only ages that occur are walked.
+    fn reclaim_pages(&self, least: u32, limit: u64) -> Outcomes {
+        let finished = self.arena.clock.finished();
+        let age_of = |frame| {
+            let word = self.arena.frames.get(frame);
+            (word.state() == State::Resident).then(|| word.age(finished))
+        };
+        let all = || (0..self.arena.memory.frames()).map(FrameIndex);
+        let mut by_age = vec![0_u64; max_age() as usize + 1];
+        all().filter_map(age_of).for_each(|age| by_age[age.min(max_age()) as usize] += 1);
+        let mut outcomes = Outcomes::default();
+        let (mut gathered, mut upper) = (0, u32::MAX);
+        for age in (least..=max_age()).rev() {
+            gathered += by_age[age as usize];
+            let left = limit - outcomes.evicted;
+            // Neighbouring ages that all have to go anyway go in one walk.
+            if left > 0 && gathered > 0 && (gathered >= left || age == least) {
+                let due = all().filter(|frame| age_of(*frame).is_some_and(|own| (age..upper).contains(&own)));
+                let done = self.evictor.evict(due, Demand::UpTo(left));
+                outcomes.add(&done);
+                (gathered, upper) = (0, age);
+                if done.error > 0 && done.evicted == 0 {
+                    break;
+                }
+            }
+        }
+        outcomes
+    }
+}

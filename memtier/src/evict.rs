@@ -1,0 +1,370 @@
+//! Moves pages out: claim, write-protect, read, store, move the state, punch.
+//!
+//! Promises (`docs/architecture.md`, rules 1, 3 and 4): a page's memory is given back only after a tier acknowledged its bytes, and those
+//! were read while nobody could change them unseen; a write, a pin or a lock in between calls the eviction off; whatever fails, the page
+//! is back as it was and its slot is free again. Must never: make a guest wait for a store (a write fault is answered at once), or take
+//! protection away from a frame that it does not own.
+//!
+//! Locks: a lane's mutex is held for a batch, I/O included; nothing on the fault path takes it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::arena::Arena;
+use crate::counters::EventCounters;
+use crate::frame::word::{FrameWord, State, Ticket};
+use crate::page::{Page, PageSlab};
+use crate::status::Outcomes;
+use crate::tier::{STORE_BATCH, StoreError, Tier};
+use crate::units::{FrameIndex, Gfn, PAGE_SIZE, Shard, SwapEntry};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Evictor {
+    arena: Arc<Arena>,
+    tier: Arc<dyn Tier>,
+    counters: Arc<EventCounters>,
+    /// One per shard of guest memory.
+    lanes: Vec<Mutex<Lane>>,
+    tickets: AtomicU64,
+}
+
+/// What one batch works with; kept, so that a batch allocates nothing.
+#[derive(Debug)]
+struct Lane {
+    pages: PageSlab,
+    claims: Vec<Claim>,
+    gfns: Vec<Gfn>,
+    stored: Vec<Result<SwapEntry, StoreError>>,
+}
+
+/// A frame on its way out.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    frame: FrameIndex,
+    fate: Fate,
+}
+
+/// What became of a claimed frame so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Claimed; its bytes are in the lane or on their way to the tier.
+    Claimed,
+    /// All bytes zero.
+    Zero,
+    /// The tier has it.
+    Stored(SwapEntry),
+    /// Leaving; its memory may be given back.
+    Leaving,
+    /// Back in memory, counted.
+    Back,
+}
+
+/// How much of what is named shall leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// All of it; every frame is accounted for in the answer.
+    Every,
+    /// At most this many pages; the answer counts what was tried.
+    UpTo(u64),
+}
+
+const NOT_TAKEN: Outcomes = Outcomes { evicted: 0, absent: 0, locked: 0, shared: 0, busy: 0, cancelled: 0, error: 1 };
+
+impl Evictor {
+    /// An evictor with `shards` lanes.
+    pub fn new(arena: Arc<Arena>, tier: Arc<dyn Tier>, counters: Arc<EventCounters>, shards: u16) -> Self {
+        let lane = || {
+            Mutex::new(Lane {
+                pages: PageSlab::new(STORE_BATCH),
+                claims: Vec::with_capacity(STORE_BATCH),
+                gfns: Vec::with_capacity(STORE_BATCH),
+                stored: Vec::with_capacity(STORE_BATCH),
+            })
+        };
+        let lanes = (0..shards.max(1)).map(|_| lane()).collect();
+        Self { arena, tier, counters, lanes, tickets: AtomicU64::new(1) }
+    }
+
+    /// Evicts these frames, in batches of neighbours in the order given. When a batch comes back whole from the tier (full, or failing), the
+    /// rest is not tried: each try would cost the guest a write fault for nothing.
+    pub fn evict(&self, frames: impl Iterator<Item = FrameIndex>, demand: Demand) -> Outcomes {
+        let limit = match demand {
+            Demand::Every => u64::MAX,
+            Demand::UpTo(pages) => pages,
+        };
+        let mut outcomes = Outcomes::default();
+        let mut frames = frames.peekable();
+        let mut batch = [FrameIndex(0); STORE_BATCH];
+        while outcomes.evicted < limit
+            && let Some(first) = frames.peek()
+        {
+            let place = self.place(*first);
+            let room = usize::try_from(limit - outcomes.evicted).unwrap_or(STORE_BATCH).min(STORE_BATCH);
+            let mut count = 0;
+            while count < room
+                && let Some(frame) = frames.next_if(|frame| self.place(*frame) == place)
+            {
+                // What can't be claimed takes no room in the batch.
+                match refusal(self.arena.frames.get(frame)) {
+                    Some(refused) => outcomes.add(&refused),
+                    None => {
+                        batch[count] = frame;
+                        count += 1;
+                    }
+                }
+            }
+            let done = self.batch(place.0, &batch[..count]);
+            outcomes.add(&done);
+            if done.error > 0 && done.evicted == 0 {
+                if demand == Demand::Every {
+                    frames.for_each(|frame| outcomes.add(&refusal(self.arena.frames.get(frame)).unwrap_or(NOT_TAKEN)));
+                }
+                break;
+            }
+        }
+        outcomes
+    }
+
+    /// Waits until every batch that is under way now has ended.
+    pub fn quiesce(&self) {
+        self.lanes.iter().for_each(|lane| drop(lock(lane)));
+    }
+
+    /// What the frames of one batch have in common: shard and region (frames of two regions follow each other only in the table).
+    fn place(&self, frame: FrameIndex) -> (Shard, FrameIndex) {
+        (self.shard(frame), self.arena.memory.region(frame).base)
+    }
+
+    /// Guest memory is divided evenly among the shards.
+    fn shard(&self, frame: FrameIndex) -> Shard {
+        let shards = u64::try_from(self.lanes.len()).unwrap_or(1);
+        let shard = u64::from(frame.0) * shards / u64::from(self.arena.memory.frames());
+        Shard(u16::try_from(shard).unwrap_or(0))
+    }
+
+    fn batch(&self, shard: Shard, frames: &[FrameIndex]) -> Outcomes {
+        let mut outcomes = Outcomes::default();
+        let mut lane = lock(&self.lanes[usize::from(shard.0)]);
+        let lane = &mut *lane;
+        // Relaxed: only uniqueness counts.
+        let ticket = Ticket::new(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let mut work = Batch { evictor: self, shard, ticket, outcomes: &mut outcomes };
+        work.claim(lane, frames);
+        if !lane.claims.is_empty() {
+            work.protect(lane);
+            work.read(lane);
+            work.store(lane);
+            work.leave(lane);
+            work.punch(lane);
+        }
+        self.counters.evictions_cancelled.add(outcomes.cancelled);
+        self.counters.store_errors.add(outcomes.error);
+        outcomes
+    }
+}
+
+/// One batch's way through the steps. A frame that drops out of one is back in memory and counted.
+struct Batch<'a> {
+    evictor: &'a Evictor,
+    shard: Shard,
+    ticket: Ticket,
+    outcomes: &'a mut Outcomes,
+}
+
+impl Batch<'_> {
+    fn claim(&mut self, lane: &mut Lane, frames: &[FrameIndex]) {
+        lane.claims.clear();
+        for frame in frames.iter().copied() {
+            match self.frames().update(frame, |word| word.claim(self.ticket)) {
+                Ok(_) => lane.claims.push(Claim { frame, fate: Fate::Claimed }),
+                Err(word) => self.outcomes.add(&refusal(word).unwrap_or(Outcomes { busy: 1, ..Outcomes::default() })),
+            }
+        }
+        // Neighbours next to each other: fewer and longer ranges for every call that follows.
+        lane.claims.sort_unstable_by_key(|claim| claim.frame);
+    }
+
+    /// From here on, a write to any claimed frame is an event, and its handler calls the eviction off.
+    fn protect(&mut self, lane: &mut Lane) {
+        for run in runs(&lane.claims, Fate::Claimed) {
+            let claims = &mut lane.claims[run];
+            let start = self.evictor.arena.memory.hva(claims[0].frame);
+            if let Err(error) = self.evictor.arena.uffd.protect(start, (claims.len() * PAGE_SIZE) as u64) {
+                tracing::error!(%error, "eviction: write-protection failed, pages stay");
+                claims.iter_mut().for_each(|claim| self.give_up(claim));
+            }
+        }
+    }
+
+    /// Reads the claimed frames; pages that are not all zero end up at the front of the lane's slab, in order.
+    fn read(&mut self, lane: &mut Lane) {
+        lane.gfns.clear();
+        for run in runs(&lane.claims, Fate::Claimed) {
+            let claims = &mut lane.claims[run];
+            let at = lane.gfns.len();
+            let pages = &mut lane.pages[at..at + claims.len()];
+            if let Err(error) = self.evictor.arena.memory.read(claims[0].frame, pages) {
+                tracing::error!(%error, "eviction: reading guest memory failed, pages stay");
+                claims.iter_mut().for_each(|claim| self.give_up(claim));
+                continue;
+            }
+            for (index, claim) in claims.iter_mut().enumerate() {
+                if is_zero(&lane.pages[at + index]) {
+                    claim.fate = Fate::Zero;
+                    continue;
+                }
+                let to = lane.gfns.len();
+                if to != at + index {
+                    lane.pages.copy_within(at + index..=at + index, to);
+                }
+                lane.gfns.push(self.evictor.arena.memory.gfn(claim.frame));
+            }
+        }
+    }
+
+    fn store(&mut self, lane: &mut Lane) {
+        if lane.gfns.is_empty() {
+            return;
+        }
+        self.evictor.tier.store(self.shard, &lane.gfns, &lane.pages, &mut lane.stored);
+        let mut results = lane.stored.drain(..);
+        for claim in lane.claims.iter_mut().filter(|claim| claim.fate == Fate::Claimed) {
+            match results.next() {
+                Some(Ok(entry)) => claim.fate = Fate::Stored(entry),
+                Some(Err(StoreError::Full)) | None => self.give_up(claim),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "eviction: the store failed, the page stays");
+                    self.give_up(claim);
+                }
+            }
+        }
+    }
+
+    /// Moves what is stored to Leaving: from then on a fault waits. Before that, its chunk traps missing pages.
+    fn leave(&mut self, lane: &mut Lane) {
+        for claim in &mut lane.claims {
+            let entry = match claim.fate {
+                Fate::Zero => None,
+                Fate::Stored(entry) => Some(entry),
+                _ => continue,
+            };
+            if let Err(error) = self.evictor.arena.watch_missing(claim.frame) {
+                tracing::error!(%error, "eviction: registering for missing pages failed, the page stays");
+                self.free(entry);
+                self.give_up(claim);
+                continue;
+            }
+            match self.frames().update(claim.frame, |word| word.begin_leave(self.ticket, entry)) {
+                Ok(_) => {
+                    claim.fate = Fate::Leaving;
+                    let counters = &self.evictor.counters;
+                    if entry.is_some() { counters.pages_out.add(1) } else { counters.pages_out_zero.add(1) }
+                }
+                Err(word) => {
+                    self.free(entry);
+                    self.called_off(claim, word);
+                }
+            }
+        }
+    }
+
+    /// Gives the memory back, then lets faults go on.
+    fn punch(&mut self, lane: &mut Lane) {
+        for run in runs(&lane.claims, Fate::Leaving) {
+            let claims = &lane.claims[run.clone()];
+            let count = u32::try_from(claims.len()).expect("a batch is short");
+            match self.evictor.arena.memory.punch(claims[0].frame, count) {
+                Ok(()) => self.outcomes.evicted += u64::from(count),
+                Err(error) => {
+                    // The kernel may have taken part of the run. All of it is stored, so all of it may count as out: a page that is still
+                    // there is write-protected, reads right, and is kept by the fill that its next write asks for.
+                    tracing::error!(%error, "eviction: punching a hole failed, memory is not given back");
+                    self.outcomes.error += u64::from(count);
+                }
+            }
+            lane.claims[run].iter().for_each(|claim| self.left(claim.frame));
+        }
+    }
+
+    fn left(&self, frame: FrameIndex) {
+        match self.frames().update(frame, FrameWord::left) {
+            Ok((before, _)) if before.is_waited_for() => self.evictor.arena.wake(frame),
+            Ok(_) => {}
+            Err(word) => unreachable!("{frame} is Leaving and ours, found {word:?}"),
+        }
+    }
+
+    /// Something failed: the frame goes back to Resident, if nobody else has brought it there.
+    fn give_up(&mut self, claim: &mut Claim) {
+        claim.fate = Fate::Back;
+        self.outcomes.error += 1;
+        self.take_back(claim.frame);
+    }
+
+    /// The commit was refused: somebody wrote, pinned or locked.
+    fn called_off(&mut self, claim: &mut Claim, word: FrameWord) {
+        claim.fate = Fate::Back;
+        if word.is_claimed_by(self.ticket) {
+            self.outcomes.locked += 1;
+            self.take_back(claim.frame);
+        } else {
+            self.outcomes.cancelled += 1;
+        }
+    }
+
+    fn take_back(&self, frame: FrameIndex) {
+        // A refusal means that a write or a pin took it back first.
+        let _ = self.evictor.arena.open(frame, |word| word.take_back(self.ticket));
+    }
+
+    fn free(&self, entry: Option<SwapEntry>) {
+        if let Some(entry) = entry {
+            self.evictor.tier.invalidate(self.shard, entry);
+        }
+    }
+
+    fn frames(&self) -> &crate::frame::FrameTable {
+        &self.evictor.arena.frames
+    }
+}
+
+/// Why a frame in this state can't be claimed, as an outcome; `None` if it can.
+fn refusal(word: FrameWord) -> Option<Outcomes> {
+    let mut outcomes = Outcomes::default();
+    match word.state() {
+        State::Resident if word.is_locked() => outcomes.locked = 1,
+        State::Resident if word.pins() > 0 => outcomes.busy = 1,
+        State::Resident => return None,
+        State::Evicting | State::Leaving | State::Filling | State::Opening => outcomes.busy = 1,
+        State::Untouched | State::Swapped | State::Zero | State::Discarded | State::Poisoned => outcomes.absent = 1,
+    }
+    Some(outcomes)
+}
+
+/// Runs of claims with one fate whose frames follow each other, at most as long as the batch. Collected first, so that fates may change
+/// while the runs are worked on.
+fn runs(claims: &[Claim], fate: Fate) -> impl Iterator<Item = Range<usize>> + use<> {
+    let mut found = [(0_usize, 0_usize); STORE_BATCH];
+    let mut count = 0;
+    for (index, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.fate == fate) {
+        match found[..count].last_mut() {
+            Some((_, end)) if *end == index && claims[index - 1].frame.0 + 1 == claim.frame.0 => *end += 1,
+            _ => {
+                found[count] = (index, index + 1);
+                count += 1;
+            }
+        }
+    }
+    found.into_iter().take(count).map(|(start, end)| start..end)
+}
+
+fn is_zero(page: &Page) -> bool {
+    let (words, _) = page.as_chunks::<8>();
+    words.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+}
+
+fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
+}

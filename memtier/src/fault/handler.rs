@@ -1,0 +1,208 @@
+//! The threads that answer faults.
+//!
+//! Promises: every event read is answered, or somebody is named who owes its wake-up: the owner of a Filling or Opening frame, the evictor
+//! of a Leaving one. Must never: end while a guest can still fault; a handler that panics takes the process with it, because a guest that
+//! went on without one would find zero pages where its memory was.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arena::Arena;
+use crate::counters::EventCounters;
+use crate::fault::fill::{FillError, Filler, Source, Unreadable};
+use crate::fault::latency::LatencyLog;
+use crate::frame::word::{FrameWord, State};
+use crate::page::PageSlab;
+use crate::sys::uffd::Fault;
+use crate::units::{FrameIndex, Shard};
+
+/// Which thread runs which vCPU.
+#[derive(Debug)]
+pub struct VcpuThreads {
+    /// 0: not known. Relaxed: a wrong answer only puts a free slot into another cache.
+    threads: Box<[AtomicU32]>,
+}
+
+impl VcpuThreads {
+    /// For this many vCPUs.
+    pub fn new(vcpus: u16) -> Self {
+        Self { threads: (0..vcpus.max(1)).map(|_| AtomicU32::new(0)).collect() }
+    }
+
+    /// vCPU `vcpu` runs on thread `tid`.
+    pub fn set(&self, vcpu: u16, tid: u32) {
+        if let Some(thread) = self.threads.get(usize::from(vcpu)) {
+            thread.store(tid, Ordering::Relaxed);
+        }
+    }
+
+    /// The vCPU's shard, or the first one's for other threads.
+    pub fn shard(&self, tid: u32) -> Shard {
+        let vcpu = self.threads.iter().position(|thread| thread.load(Ordering::Relaxed) == tid);
+        Shard(vcpu.and_then(|vcpu| u16::try_from(vcpu).ok()).unwrap_or(0))
+    }
+}
+
+/// What every handler works with.
+#[derive(Debug)]
+pub struct Answering {
+    /// Guest memory.
+    pub arena: Arc<Arena>,
+    /// Brings pages back.
+    pub filler: Arc<Filler>,
+    /// Counts.
+    pub counters: Arc<EventCounters>,
+    /// Whose fault it is.
+    pub threads: Arc<VcpuThreads>,
+}
+
+/// The running handlers.
+#[derive(Debug)]
+pub struct Handlers {
+    stop: EventFd,
+    threads: Vec<JoinHandle<()>>,
+    latencies: Vec<Arc<LatencyLog>>,
+}
+
+impl Handlers {
+    /// Starts `count` handlers; all read the same userfaultfd, each event goes to one of them.
+    pub fn start(answering: Arc<Answering>, count: u16) -> io::Result<Self> {
+        let mut handlers = Self { stop: EventFd::new(libc::EFD_NONBLOCK)?, threads: Vec::new(), latencies: Vec::new() };
+        for index in 0..count.max(1) {
+            let latency = Arc::new(LatencyLog::default());
+            let stop = handlers.stop.try_clone()?;
+            let handler = Handler { answering: Arc::clone(&answering), latency: Arc::clone(&latency), stop };
+            let thread = std::thread::Builder::new().name(format!("fault-{index}")).spawn(move || handler.run())?;
+            handlers.threads.push(thread);
+            handlers.latencies.push(latency);
+        }
+        Ok(handlers)
+    }
+
+    /// Latencies of all handlers.
+    pub fn latencies(&self) -> impl Iterator<Item = &LatencyLog> {
+        self.latencies.iter().map(Arc::as_ref)
+    }
+
+    /// Stops and joins them. Only when nothing can fault any more.
+    pub fn stop(&mut self) {
+        // Never read, so it stays readable for all of them.
+        if let Err(error) = self.stop.write(1) {
+            tracing::error!(%error, "stopping the fault handlers failed");
+            return;
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a fault handler panicked");
+            }
+        }
+    }
+}
+
+struct Handler {
+    answering: Arc<Answering>,
+    latency: Arc<LatencyLog>,
+    stop: EventFd,
+}
+
+impl Handler {
+    fn run(self) {
+        let _guard = AbortOnPanic;
+        let mut buffer = PageSlab::new(1);
+        while self.wait() {
+            loop {
+                match self.answering.arena.uffd.next_fault() {
+                    Ok(Some(fault)) => {
+                        let began = Instant::now();
+                        self.answering.answer(&fault, &mut buffer);
+                        self.latency.record(began.elapsed());
+                    }
+                    Ok(None) => break,
+                    Err(error) => panic!("reading the userfaultfd failed: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Waits for an event; false when it is time to stop.
+    fn wait(&self) -> bool {
+        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut fds = [poll(self.answering.arena.uffd.as_fd().as_raw_fd()), poll(self.stop.as_raw_fd())];
+        // SAFETY: two initialised entries, as the count says.
+        while unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } < 0 {
+            let error = io::Error::last_os_error();
+            assert!(error.kind() == io::ErrorKind::Interrupted, "polling the userfaultfd failed: {error}");
+        }
+        fds[1].revents == 0
+    }
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Answering {
+    fn answer(&self, fault: &Fault, buffer: &mut PageSlab) {
+        let Some(frame) = self.arena.memory.index_of_hva(fault.page) else {
+            tracing::error!(page = %fault.page, "fault outside guest memory");
+            return;
+        };
+        loop {
+            let word = self.arena.frames.get(frame);
+            let answered = match word.state() {
+                State::Swapped | State::Zero | State::Discarded | State::Untouched => self.fill(frame, fault, buffer),
+                State::Evicting if fault.write_protect => self.open(frame, FrameWord::cancel),
+                State::Resident if fault.write_protect => self.open(frame, FrameWord::open),
+                // The page is there: an event that was overtaken. Trying again finds it.
+                State::Evicting | State::Resident => self.wake(frame),
+                State::Leaving => self.arena.frames.update(frame, FrameWord::wait_for_leave).is_ok(),
+                // Its owner ends with a wake-up, which comes after this fault was queued.
+                State::Filling | State::Opening => true,
+                State::Poisoned => {
+                    self.filler.install_poison(frame);
+                    self.wake(frame)
+                }
+            };
+            if answered {
+                return;
+            }
+        }
+    }
+
+    /// False: the frame moved on, look again.
+    fn fill(&self, frame: FrameIndex, fault: &Fault, buffer: &mut PageSlab) -> bool {
+        let shard = self.threads.shard(fault.thread);
+        match self.filler.fill(frame, shard, &mut buffer[0], Unreadable::Poison) {
+            Ok(Source::Tier) => self.counters.faults_major.add(1),
+            Ok(Source::Zero) => self.counters.faults_minor.add(1),
+            Err(FillError::NotOut(_)) => return false,
+            // Poisoned, logged and counted.
+            Err(FillError::Unreadable { .. }) => {}
+            // Memory is short, or the kernel is in trouble. The guest was woken and asks again.
+            Err(error @ FillError::Install { .. }) => tracing::error!(%error, "fault not answered yet"),
+        }
+        true
+    }
+
+    fn open(&self, frame: FrameIndex, transition: impl Fn(FrameWord) -> Option<FrameWord>) -> bool {
+        self.counters.faults_write_protect.add(1);
+        self.arena.open(frame, transition).is_ok()
+    }
+
+    fn wake(&self, frame: FrameIndex) -> bool {
+        self.arena.wake(frame);
+        true
+    }
+}

@@ -1,0 +1,333 @@
+//! The frame word: state, marks, the scan that last saw the frame used, and what belongs to the state, in 64 bits.
+//!
+//! ```text
+//!             first touch seen            claim            begin_leave          left
+//!  Untouched ─────────────────▶ Resident ──────▶ Evicting ────────────▶ Leaving ─────▶ Swapped / Zero
+//!      │ begin_fill              ▲  ▲ │             │ cancel, take_back                    │ begin_fill
+//!      │                  opened │  │ │ open        ▼                                      │
+//!      │                         └──┼─┴──────── Opening                                    │
+//!      ▼                     filled │                                                      │
+//!   Filling ────────────────────────┴────────────────────────────────────◀─────────────────┘
+//!      └── poison ──▶ Poisoned
+//! ```
+//!
+//! Promises: each transition is a pure function that answers `None` where the step is not allowed; what is not part of the step stays as it
+//! was. Whoever moves a frame to Evicting, Leaving, Opening or Filling owns it until it moves it on; the exceptions are named at the
+//! transitions. Must never: lose a swap entry (only `filled` and `poison` drop one, and their callers hold it).
+//!
+//! | bits | what |
+//! |---|---|
+//! | 0..4 | state |
+//! | 4 | locked: the client asked that it stays |
+//! | 5 | waited for: a fault waits until it has left |
+//! | 6..20 | generation: the scan that last saw it used |
+//! | 20..64 | Evicting: ticket; Leaving, Swapped, Filling: swap entry, 0 for none; Resident, Opening: pins |
+
+use crate::units::{AreaId, SlotOffset, SwapEntry};
+
+const STATE_BITS: u32 = 4;
+const LOCKED: u64 = 1 << STATE_BITS;
+const WAITED_FOR: u64 = 1 << (STATE_BITS + 1);
+const GENERATION_SHIFT: u32 = STATE_BITS + 2;
+const GENERATION_BITS: u32 = 14;
+const PAYLOAD_SHIFT: u32 = GENERATION_SHIFT + GENERATION_BITS;
+const PAYLOAD_BITS: u32 = 64 - PAYLOAD_SHIFT;
+const _: () = assert!(SwapEntry::BITS <= PAYLOAD_BITS);
+// Slot 0 of an area is its header, so an entry is never 0 and 0 can stand for "no entry".
+const _: () = assert!(SwapEntry::new(AreaId(0), SlotOffset(0)).to_bits() == 0);
+
+/// The most pins on one frame; far above what devices can have in flight.
+pub const MAX_PINS: u64 = (1 << 16) - 1;
+
+/// Where a frame's contents are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum State {
+    /// Nowhere: nobody touched it, as far as has been seen.
+    Untouched = 0,
+    /// In memory.
+    Resident = 1,
+    /// In memory, write-protected, being stored by the owner of the ticket.
+    Evicting = 2,
+    /// Stored, its memory being given back; a fault waits until that is done.
+    Leaving = 3,
+    /// In a swap slot.
+    Swapped = 4,
+    /// All zero, stored nowhere.
+    Zero = 5,
+    /// Being brought back.
+    Filling = 6,
+    /// In memory, its write-protection being taken away.
+    Opening = 7,
+    /// Given back by the guest: reads as zero, stored nowhere.
+    Discarded = 8,
+    /// Its bytes could not be read back.
+    Poisoned = 9,
+}
+
+impl State {
+    /// Every state, for counting by state.
+    pub const ALL: [Self; 10] = [
+        Self::Untouched,
+        Self::Resident,
+        Self::Evicting,
+        Self::Leaving,
+        Self::Swapped,
+        Self::Zero,
+        Self::Filling,
+        Self::Opening,
+        Self::Discarded,
+        Self::Poisoned,
+    ];
+}
+
+/// Which eviction claimed a frame. Unique among all evictions that ever run, so that a frame which was taken back and claimed again can't be
+/// committed by the first claimant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// The ticket with this number; numbers beyond the payload's bits (17 trillion batches) wrap.
+    pub const fn new(number: u64) -> Self {
+        Self(number & ((1 << PAYLOAD_BITS) - 1))
+    }
+}
+
+/// A scan's number, kept modulo 2^14. Ages are differences of generations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// Ages saturate here; beyond, a difference can't be told from a generation that is still to come.
+    pub const MAX_AGE: u32 = (1 << (GENERATION_BITS - 1)) - 1;
+
+    const fn bits(self) -> u64 {
+        (self.0 as u64) & ((1 << GENERATION_BITS) - 1)
+    }
+}
+
+/// The word of one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameWord(u64);
+
+impl FrameWord {
+    /// A frame at the start: all bits zero, so that a zeroed table is a table of untouched frames.
+    pub const UNTOUCHED: Self = Self(0);
+
+    /// From its bits.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Its bits.
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The state.
+    ///
+    /// # Panics
+    /// If the bits hold no state: then memory was overwritten, and going on would risk the guest's bytes.
+    pub const fn state(self) -> State {
+        match self.0 & ((1 << STATE_BITS) - 1) {
+            0 => State::Untouched,
+            1 => State::Resident,
+            2 => State::Evicting,
+            3 => State::Leaving,
+            4 => State::Swapped,
+            5 => State::Zero,
+            6 => State::Filling,
+            7 => State::Opening,
+            8 => State::Discarded,
+            9 => State::Poisoned,
+            _ => panic!("frame word holds no state"),
+        }
+    }
+
+    /// Whether the client asked that the frame stays.
+    pub const fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    /// Whether a fault waits until the frame has left.
+    pub const fn is_waited_for(self) -> bool {
+        self.0 & WAITED_FOR != 0
+    }
+
+    /// Pins by devices.
+    pub const fn pins(self) -> u64 {
+        match self.state() {
+            State::Resident | State::Opening => self.payload(),
+            _ => 0,
+        }
+    }
+
+    /// Where the contents are stored, if they are.
+    pub const fn entry(self) -> Option<SwapEntry> {
+        match self.state() {
+            State::Leaving | State::Swapped | State::Filling if self.payload() != 0 => {
+                Some(SwapEntry::from_bits(self.payload()))
+            }
+            _ => None,
+        }
+    }
+
+    /// How many finished scans in a row saw the frame idle, if `finished` was the last one. Saturates at [`Generation::MAX_AGE`] as long as
+    /// [`Self::aged`] is applied often enough.
+    pub const fn age(self, finished: Generation) -> u32 {
+        let seen = self.0 >> GENERATION_SHIFT;
+        let distance = (finished.bits().wrapping_sub(seen) & ((1 << GENERATION_BITS) - 1)) as u32;
+        // Seen by a scan that is still under way: not idle at all.
+        if distance > Generation::MAX_AGE { 0 } else { distance }
+    }
+
+    const fn payload(self) -> u64 {
+        self.0 >> PAYLOAD_SHIFT
+    }
+
+    const fn with(self, state: State, payload: u64) -> Self {
+        let kept = self.0 & ((1 << PAYLOAD_SHIFT) - 1) & !((1 << STATE_BITS) - 1);
+        Self(payload << PAYLOAD_SHIFT | kept | state as u64)
+    }
+
+    const fn with_entry(self, state: State, entry: Option<SwapEntry>) -> Self {
+        match entry {
+            Some(entry) => self.with(state, entry.to_bits()),
+            None => self.with(state, 0),
+        }
+    }
+
+    const fn with_generation(self, generation: Generation) -> Self {
+        let mask = ((1 << GENERATION_BITS) - 1) << GENERATION_SHIFT;
+        Self(self.0 & !mask | generation.bits() << GENERATION_SHIFT)
+    }
+
+    /// Resident → Evicting, by the evictor. Not while locked or pinned.
+    pub fn claim(self, ticket: Ticket) -> Option<Self> {
+        let free = self.state() == State::Resident && self.pins() == 0 && !self.is_locked();
+        free.then(|| self.with(State::Evicting, ticket.0))
+    }
+
+    /// Whether the frame is claimed under this ticket.
+    pub fn is_claimed_by(self, ticket: Ticket) -> bool {
+        self.state() == State::Evicting && self.payload() == ticket.0
+    }
+
+    /// Evicting → Leaving, by the claimant, when the store has acknowledged (no entry: all zero). Not if it was locked meanwhile.
+    pub fn begin_leave(self, ticket: Ticket, entry: Option<SwapEntry>) -> Option<Self> {
+        let mine = self.is_claimed_by(ticket) && !self.is_locked();
+        mine.then(|| self.with_entry(State::Leaving, entry))
+    }
+
+    /// Leaving: a fault asks to be woken when it has left.
+    pub fn wait_for_leave(self) -> Option<Self> {
+        (self.state() == State::Leaving).then_some(Self(self.0 | WAITED_FOR))
+    }
+
+    /// Leaving → Swapped or Zero, by the claimant, when the memory is given back.
+    pub fn left(self) -> Option<Self> {
+        let state = if self.payload() == 0 { State::Zero } else { State::Swapped };
+        (self.state() == State::Leaving).then(|| Self(self.with(state, self.payload()).0 & !WAITED_FOR))
+    }
+
+    /// Evicting → Opening: by anybody (a write, a pin), which cancels the eviction and makes the caller the owner.
+    pub fn cancel(self) -> Option<Self> {
+        (self.state() == State::Evicting).then(|| self.with(State::Opening, 0))
+    }
+
+    /// Evicting → Opening, by the claimant, when it can't be stored.
+    pub fn take_back(self, ticket: Ticket) -> Option<Self> {
+        self.is_claimed_by(ticket).then(|| self.with(State::Opening, 0))
+    }
+
+    /// Resident → Opening: a write found the page write-protected. Pins stay.
+    pub fn open(self) -> Option<Self> {
+        (self.state() == State::Resident).then(|| self.with(State::Opening, self.payload()))
+    }
+
+    /// Opening → Resident, by its owner, when the protection is away.
+    pub fn opened(self) -> Option<Self> {
+        (self.state() == State::Opening).then(|| self.with(State::Resident, self.payload()))
+    }
+
+    /// Swapped, Zero, Discarded or Untouched → Filling.
+    pub fn begin_fill(self) -> Option<Self> {
+        match self.state() {
+            State::Swapped => Some(self.with(State::Filling, self.payload())),
+            State::Zero | State::Discarded | State::Untouched => Some(self.with(State::Filling, 0)),
+            _ => None,
+        }
+    }
+
+    /// Filling → Resident, by its owner, when the page is there.
+    pub fn filled(self, generation: Generation) -> Option<Self> {
+        (self.state() == State::Filling).then(|| self.with(State::Resident, 0).with_generation(generation))
+    }
+
+    /// Filling → where it came from, by its owner, when it could not be brought back now and nothing is lost.
+    pub fn unfilled(self) -> Option<Self> {
+        let state = if self.payload() == 0 { State::Zero } else { State::Swapped };
+        (self.state() == State::Filling).then(|| self.with(state, self.payload()))
+    }
+
+    /// Filling → Poisoned, by its owner, when the bytes are lost.
+    pub fn poison(self) -> Option<Self> {
+        (self.state() == State::Filling).then(|| self.with(State::Poisoned, 0))
+    }
+
+    /// Resident: one more pin.
+    pub fn pin(self) -> Option<Self> {
+        let room = self.state() == State::Resident && self.payload() < MAX_PINS;
+        room.then(|| self.with(State::Resident, self.payload() + 1))
+    }
+
+    /// Resident or Opening: one pin less.
+    pub fn unpin(self) -> Option<Self> {
+        (self.pins() > 0).then(|| self.with(self.state(), self.payload() - 1))
+    }
+
+    /// Marks it as used in `generation`; an untouched frame is resident from then on. Frames in transition stay as they are: their next
+    /// step depends on a word that nobody else changed.
+    pub fn seen(self, generation: Generation) -> Option<Self> {
+        match self.state() {
+            State::Untouched | State::Resident => {
+                Some(self.with(State::Resident, self.payload()).with_generation(generation))
+            }
+            _ => None,
+        }
+    }
+
+    /// Keeps the age from wrapping: a frame older than half of [`Generation::MAX_AGE`] becomes exactly that old.
+    pub fn aged(self, finished: Generation) -> Option<Self> {
+        let half = Generation::MAX_AGE / 2;
+        (self.age(finished) > half).then(|| self.with_generation(Generation(finished.0.wrapping_sub(half))))
+    }
+
+    /// Sets or clears the client's lock.
+    pub fn lock(self, on: bool) -> Option<Self> {
+        Some(Self(if on { self.0 | LOCKED } else { self.0 & !LOCKED }))
+    }
+}
+
+impl std::fmt::Debug for FrameWord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.state())?;
+        if let Some(entry) = self.entry() {
+            write!(f, "@{entry}")?;
+        }
+        if self.pins() > 0 {
+            write!(f, " pins={}", self.pins())?;
+        }
+        if self.is_locked() {
+            write!(f, " locked")?;
+        }
+        if self.is_waited_for() {
+            write!(f, " waited-for")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "word_test.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn entry(slot: u32) -> SwapEntry {
+    SwapEntry::new(AreaId(3), SlotOffset(slot))
+}
+
+fn resident() -> FrameWord {
+    FrameWord::UNTOUCHED.seen(Generation(1)).unwrap()
+}
+
+#[test]
+fn a_page_goes_out_and_comes_back_with_its_entry() {
+    let ticket = Ticket::new(9);
+    let evicting = resident().claim(ticket).unwrap();
+    let leaving = evicting.begin_leave(ticket, Some(entry(7))).unwrap();
+    let swapped = leaving.left().unwrap();
+    assert_eq!((swapped.state(), swapped.entry()), (State::Swapped, Some(entry(7))));
+    let filling = swapped.begin_fill().unwrap();
+    assert_eq!(filling.entry(), Some(entry(7)));
+    assert_eq!(filling.unfilled(), Some(swapped));
+    assert_eq!(filling.filled(Generation(1)).unwrap(), resident());
+}
+
+#[test]
+fn a_zero_page_leaves_without_an_entry() {
+    let ticket = Ticket::new(9);
+    let zero = resident().claim(ticket).unwrap().begin_leave(ticket, None).unwrap().left().unwrap();
+    assert_eq!((zero.state(), zero.entry()), (State::Zero, None));
+    assert_eq!(zero.begin_fill().unwrap().unfilled(), Some(zero));
+}
+
+#[test]
+fn a_claim_taken_back_and_claimed_again_cannot_be_committed_by_the_first_claimant() {
+    let (first, second) = (Ticket::new(1), Ticket::new(2));
+    let claimed = resident().claim(first).unwrap();
+    let again = claimed.cancel().unwrap().opened().unwrap().claim(second).unwrap();
+    assert_eq!(again.begin_leave(first, Some(entry(1))), None);
+    assert_eq!(again.take_back(first), None);
+    assert!(again.begin_leave(second, Some(entry(2))).is_some());
+}
+
+#[test]
+fn locked_and_pinned_frames_cannot_be_claimed() {
+    assert_eq!(resident().lock(true).unwrap().claim(Ticket::new(1)), None);
+    let pinned = resident().pin().unwrap();
+    assert_eq!(pinned.claim(Ticket::new(1)), None);
+    assert!(pinned.unpin().unwrap().claim(Ticket::new(1)).is_some());
+}
+
+#[test]
+fn a_lock_set_while_leaving_stops_the_commit() {
+    let ticket = Ticket::new(1);
+    let claimed = resident().claim(ticket).unwrap().lock(true).unwrap();
+    assert_eq!(claimed.begin_leave(ticket, None), None);
+    assert_eq!(claimed.take_back(ticket).unwrap().opened().unwrap().state(), State::Resident);
+}
+
+#[test]
+fn pins_survive_the_lifting_of_a_protection_and_can_go_during_it() {
+    let opening = resident().pin().unwrap().pin().unwrap().open().unwrap();
+    assert_eq!(opening.pins(), 2);
+    assert_eq!(opening.unpin().unwrap().opened().unwrap().pins(), 1);
+}
+
+#[test]
+fn a_waiter_is_remembered_until_the_frame_has_left() {
+    let ticket = Ticket::new(1);
+    let leaving = resident().claim(ticket).unwrap().begin_leave(ticket, Some(entry(1))).unwrap();
+    let waited = leaving.wait_for_leave().unwrap();
+    assert!(waited.is_waited_for());
+    assert_eq!(waited.entry(), Some(entry(1)));
+    assert!(!waited.left().unwrap().is_waited_for());
+    assert_eq!(waited.take_back(ticket), None);
+}
+
+#[test]
+fn ages_count_scans_and_saturate() {
+    let word = resident();
+    assert_eq!(word.age(Generation(1)), 0);
+    assert_eq!(word.age(Generation(5)), 4);
+    // Seen by a scan that has not finished.
+    assert_eq!(word.age(Generation(0)), 0);
+    let mut aged = word;
+    for finished in 1..100_000 {
+        aged = aged.aged(Generation(finished)).unwrap_or(aged);
+    }
+    assert_eq!(aged.age(Generation(99_999)), Generation::MAX_AGE / 2);
+}
+
+/// Any word that transitions can make: start anywhere legal and take arbitrary steps.
+fn step(word: FrameWord, choice: u8, number: u64) -> Option<FrameWord> {
+    let ticket = Ticket::new(number % 3);
+    let some = entry(u32::try_from(number % 1000 + 1).unwrap());
+    match choice {
+        0 => word.claim(ticket),
+        1 => word.begin_leave(ticket, (number.is_multiple_of(2)).then_some(some)),
+        2 => word.wait_for_leave(),
+        3 => word.left(),
+        4 => word.cancel(),
+        5 => word.take_back(ticket),
+        6 => word.open(),
+        7 => word.opened(),
+        8 => word.begin_fill(),
+        9 => word.filled(Generation(u32::try_from(number % 99).unwrap())),
+        10 => word.unfilled(),
+        11 => word.pin(),
+        12 => word.unpin(),
+        13 => word.seen(Generation(u32::try_from(number % 99).unwrap())),
+        14 => word.lock(number.is_multiple_of(2)),
+        15 => word.poison(),
+        _ => word.aged(Generation(u32::try_from(number % 20_000).unwrap())),
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_walk_breaks_the_word(steps in prop::collection::vec((0_u8..17, any::<u64>()), 1..200)) {
+        let mut word = FrameWord::UNTOUCHED;
+        let mut locked = false;
+        let mut pins = 0_u64;
+        let mut stored = None;
+        for (choice, number) in steps {
+            let Some(next) = step(word, choice, number) else { continue };
+            match choice {
+                1 => stored = next.entry(),
+                11 => pins += 1,
+                12 => pins -= 1,
+                14 => locked = number.is_multiple_of(2),
+                9 | 15 => stored = None,
+                _ => {}
+            }
+            prop_assert_eq!(next.is_locked(), locked, "{:?} after {}", next, choice);
+            prop_assert_eq!(next.pins(), pins, "{:?} after {}", next, choice);
+            prop_assert_eq!(next.entry(), stored, "{:?} after {}", next, choice);
+            prop_assert!(pins == 0 || matches!(next.state(), State::Resident | State::Opening));
+            prop_assert_eq!(next.is_waited_for(), next.is_waited_for() && next.state() == State::Leaving);
+            word = next;
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Memory tiers for a VMM's guests: who touched what, what is idle, what goes out, how it comes back.
+//!
+//! The library sees guest memory as regions of memfds ([`RegionSpec`]) and is driven through [`Memtier`]. No type of KVM is in its
+//! interface. It reads bottom up:
+//!
+//! * [`units`], [`page`], [`sys`]: numbers, buffers, the kernel's interfaces
+//! * [`frame`]: one atomic word per guest frame, and every step it may take
+//! * [`memory`], [`arena`]: guest memory, and the ground all others stand on
+//! * [`track`]: accesses, idle bitmap, ages, scans
+//! * [`swap`], [`tier`]: slots, areas, slot caches, and the stores behind them
+//! * [`evict`], [`fault`], [`pins`]: out, back, and not at all
+//! * [`control`], [`status`]: what a client asks and sees
+
+pub mod arena;
+pub mod clock;
+pub mod control;
+pub mod counters;
+pub mod evict;
+pub mod fault;
+pub mod frame;
+pub mod memory;
+pub mod page;
+pub mod pins;
+pub mod ranges;
+pub mod status;
+pub mod swap;
+pub mod sync;
+pub mod sys;
+pub mod tier;
+pub mod track;
+pub mod units;
+
+pub use control::{ControlError, Memtier, MemtierConfig};
+pub use memory::RegionSpec;
+pub use pins::PinGuard;

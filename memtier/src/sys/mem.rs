@@ -1,0 +1,80 @@
+//! Calls on guest memory's mapping and file: drop page tables, punch holes, find what is there.
+//!
+//! Promises: works on whole pages; a hole punched is memory given back. Must never: be called on anything but guest memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use crate::units::Hva;
+
+/// Drops the page tables of a shared mapping's range (`MADV_DONTNEED`). The data stays in the file; the next touch maps it again.
+///
+/// # Safety
+/// The range must be a shared file mapping: on private memory this call destroys data.
+pub unsafe fn drop_page_tables(start: Hva, len: u64) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: for a shared file mapping the call changes no data, only where the next touch finds it; the caller promises that it is one.
+    match unsafe { libc::madvise(start.0 as *mut libc::c_void, len, libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives a range of the file back: its pages are gone, in every mapping, and read as zero.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (to_off(offset)?, to_off(len)?);
+    loop {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: fallocate takes no pointers.
+        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// The first run of bytes at or after `from` that the file holds, as (start, end), or `None` if there is none.
+pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
+    let Some(start) = seek(file, from, libc::SEEK_DATA)? else { return Ok(None) };
+    // A file's end counts as a hole, so this finds one unless the data went away in between.
+    Ok(seek(file, start, libc::SEEK_HOLE)?.map(|end| (start, end)))
+}
+
+fn seek(file: &File, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    // SAFETY: lseek takes no pointers.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), to_off(from)?, whence) };
+    match u64::try_from(at) {
+        Ok(at) => Ok(Some(at)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+fn to_off(n: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(n).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn data_is_found_between_holes_and_punched_again() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(next_data(&file, 0).unwrap(), None);
+        file.write_at(&[1; 0x2000], 0x3000).unwrap();
+        assert_eq!(next_data(&file, 0).unwrap(), Some((0x3000, 0x5000)));
+        punch_hole(&file, 0x3000, 0x1000).unwrap();
+        assert_eq!(next_data(&file, 0).unwrap(), Some((0x4000, 0x5000)));
+        assert_eq!(file.metadata().unwrap().blocks(), 8);
+    }
+}
