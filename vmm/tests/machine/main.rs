@@ -1,0 +1,5 @@
+//! Whole machines on this host's KVM, with payload guests.
+
+mod common;
+mod payload;
+mod tiering;
