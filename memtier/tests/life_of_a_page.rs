@@ -264,9 +264,12 @@ fn a_corrupted_slot_poisons_its_page_and_no_other() {
     assert_eq!((status.poisoned_pages, status.counters.pages_poisoned, status.resident_pages), (1, 1, 63));
     assert!(guest.tiers.is_poisoned(Gfn(lost[0])));
     (0..64).filter(|gfn| *gfn != lost[0]).for_each(|gfn| guest.check(gfn, 1));
-    // A system call on the page gets the error that failed memory gives, not other bytes.
     let outcome = guest.tiers.evict(&[range(lost[0], 1)]).unwrap();
     assert_eq!(outcome.absent, 1);
+    // Its slot is out of use for good and does not keep the area from going off.
+    let area = &guest.tiers.swap_areas()[0];
+    assert_eq!((area.used, area.bad_slots), (0, 1));
+    guest.tiers.swapoff(memtier::units::AreaId(area.id)).unwrap();
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Filler {
                 Ok(()) => self.install(frame, gfn, entry, shard, buffer).map(|()| Source::Tier),
                 Err(source) => {
                     match unreadable {
-                        Unreadable::Poison => self.poison(frame, gfn, &source),
+                        Unreadable::Poison => self.poison(frame, gfn, entry, &source),
                         Unreadable::Leave => self.unfill(frame),
                     }
                     Err(FillError::Unreadable { gfn, source })
@@ -151,11 +151,13 @@ impl Filler {
         self.arena.wake(frame);
     }
 
-    fn poison(&self, frame: FrameIndex, gfn: Gfn, source: &LoadError) {
+    fn poison(&self, frame: FrameIndex, gfn: Gfn, entry: SwapEntry, source: &LoadError) {
         tracing::error!(%gfn, error = %source, "page can't be read back: poisoned");
         self.counters.pages_poisoned.add(1);
         self.install_poison(frame);
         self.settle(frame, FrameWord::poison);
+        // Whatever broke it there may break the next page too.
+        self.tier.condemn(entry);
         // Who faulted between the poison's own wake-up and this line.
         self.arena.wake(frame);
     }

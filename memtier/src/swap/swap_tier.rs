@@ -196,6 +196,18 @@ impl Tier for SwapTier {
         }
     }
 
+    fn condemn(&self, entry: SwapEntry) {
+        let Some(area) = self.areas.get(entry.area()) else {
+            debug_assert!(false, "{entry} condemned, its area is off");
+            return;
+        };
+        match area.slots.release(entry.slot()) {
+            Ok(true) => area.slots.mark_bad(&[entry.slot()]),
+            Ok(false) => {}
+            Err(error) => report(error),
+        }
+    }
+
     fn capacity(&self) -> Capacity {
         self.areas.capacity()
     }

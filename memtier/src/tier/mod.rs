@@ -85,6 +85,10 @@ pub trait Tier: Send + Sync + std::fmt::Debug {
     /// Gives the slot back. The caller must be the only one that still knows the entry.
     fn invalidate(&self, shard: Shard, entry: SwapEntry);
 
+    /// Takes the slot of a page that can't be read back out of use: nothing is stored there again. The caller must be the only one that still
+    /// knows the entry.
+    fn condemn(&self, entry: SwapEntry);
+
     /// How much fits.
     fn capacity(&self) -> Capacity;
 }
