@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::clock::ScanClock;
 use crate::frame::{FrameTable, FrameWord, State};
 use crate::memory::GuestMemory;
+use crate::sys::mem;
 use crate::sys::uffd::{Uffd, UffdError};
 use crate::units::{FrameIndex, PAGE_SIZE};
 
@@ -28,6 +29,8 @@ pub struct Arena {
     /// Labels for accesses.
     pub clock: ScanClock,
     missing: MissingChunks,
+    /// Set once, at the end. Relaxed: it only makes long requests give up earlier; the gate in `control` is what orders the end.
+    closing: AtomicBool,
 }
 
 impl Arena {
@@ -36,11 +39,12 @@ impl Arena {
     pub fn new(memory: GuestMemory) -> Result<Self, UffdError> {
         let uffd = Uffd::open()?;
         for region in memory.regions() {
+            mem::forbid_huge_pages(region.map, region.bytes()).map_err(UffdError::HugePages)?;
             uffd.register(region.map, region.bytes(), false)?;
         }
         let frames = FrameTable::new(memory.frames() as usize);
         let missing = MissingChunks::new(memory.frames());
-        Ok(Self { memory, frames, uffd, clock: ScanClock::default(), missing })
+        Ok(Self { memory, frames, uffd, clock: ScanClock::default(), missing, closing: AtomicBool::new(false) })
     }
 
     /// Notices first touches: untouched frames of the range that have memory become resident.
@@ -66,13 +70,37 @@ impl Arena {
     ) -> Result<(), FrameWord> {
         self.frames.update(frame, transition)?;
         let opened = self.uffd.unprotect(self.memory.hva(frame), PAGE_SIZE as u64);
-        self.frames.update(frame, FrameWord::opened)?;
-        if let Err(error) = opened {
+        let (before, _) = self.frames.update(frame, FrameWord::opened)?;
+        if let Err(error) = &opened {
             // The frame stays usable: the next write finds the protection and asks again.
             tracing::error!(%error, "taking write-protection away failed");
+        }
+        if opened.is_err() || before.is_waited_for() {
             self.wake(frame);
         }
         Ok(())
+    }
+
+    /// The last step of a frame's owner: moves it on and wakes who waited for that.
+    ///
+    /// # Panics
+    /// If the caller does not own the frame.
+    pub fn settle(&self, frame: FrameIndex, transition: impl Fn(FrameWord) -> Option<FrameWord>) {
+        match self.frames.update(frame, transition) {
+            Ok((before, _)) if before.is_waited_for() => self.wake(frame),
+            Ok(_) => {}
+            Err(word) => panic!("{frame} was taken from its owner, found {word:?}"),
+        }
+    }
+
+    /// Long requests shall end at their next step.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the end has come.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// From now on, missing pages of these frames are events.

@@ -31,6 +31,12 @@ impl ScanClock {
         Generation(next)
     }
 
+    /// The scan that watches is given up; its number comes again. Answers (its number, the one that counts instead).
+    pub fn abandon(&self) -> (Generation, Generation) {
+        let finished = self.finished.load(Ordering::Relaxed);
+        (Generation(self.watching.swap(finished, Ordering::Relaxed)), Generation(finished))
+    }
+
     /// The scan that watches has finished.
     pub fn finish(&self) {
         self.finished.store(self.watching.load(Ordering::Relaxed), Ordering::Relaxed);

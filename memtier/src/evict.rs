@@ -9,10 +9,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::abort::AbortOnPanic;
 use crate::arena::Arena;
 use crate::counters::EventCounters;
+use crate::fault::fill::Waits;
 use crate::frame::word::{FrameWord, State, Ticket};
 use crate::page::{Page, PageSlab};
 use crate::status::Outcomes;
@@ -26,13 +28,21 @@ pub struct Evictor {
     tier: Arc<dyn Tier>,
     counters: Arc<EventCounters>,
     /// One per shard of guest memory.
-    lanes: Vec<Mutex<Lane>>,
+    lanes: Vec<Lane>,
     tickets: AtomicU64,
+}
+
+/// A shard's place to work.
+#[derive(Debug)]
+struct Lane {
+    work: Mutex<Work>,
+    /// Batches that have ended.
+    ended: AtomicU64,
 }
 
 /// What one batch works with; kept, so that a batch allocates nothing.
 #[derive(Debug)]
-struct Lane {
+struct Work {
     pages: PageSlab,
     claims: Vec<Claim>,
     gfns: Vec<Gfn>,
@@ -75,20 +85,19 @@ const NOT_TAKEN: Outcomes = Outcomes { evicted: 0, absent: 0, locked: 0, shared:
 impl Evictor {
     /// An evictor with `shards` lanes.
     pub fn new(arena: Arc<Arena>, tier: Arc<dyn Tier>, counters: Arc<EventCounters>, shards: u16) -> Self {
-        let lane = || {
-            Mutex::new(Lane {
-                pages: PageSlab::new(STORE_BATCH),
-                claims: Vec::with_capacity(STORE_BATCH),
-                gfns: Vec::with_capacity(STORE_BATCH),
-                stored: Vec::with_capacity(STORE_BATCH),
-            })
+        let work = || Work {
+            pages: PageSlab::new(STORE_BATCH),
+            claims: Vec::with_capacity(STORE_BATCH),
+            gfns: Vec::with_capacity(STORE_BATCH),
+            stored: Vec::with_capacity(STORE_BATCH),
         };
-        let lanes = (0..shards.max(1)).map(|_| lane()).collect();
+        let lane = |_| Lane { work: Mutex::new(work()), ended: AtomicU64::new(0) };
+        let lanes = (0..shards.max(1)).map(lane).collect();
         Self { arena, tier, counters, lanes, tickets: AtomicU64::new(1) }
     }
 
-    /// Evicts these frames, in batches of neighbours in the order given. When a batch comes back whole from the tier (full, or failing), the
-    /// rest is not tried: each try would cost the guest a write fault for nothing.
+    /// Evicts these frames, in batches of neighbours in the order given. When the tier takes nothing of a batch (full, or failing), the rest
+    /// is not tried: each try would cost the guest a write fault for nothing.
     pub fn evict(&self, frames: impl Iterator<Item = FrameIndex>, demand: Demand) -> Outcomes {
         let limit = match demand {
             Demand::Every => u64::MAX,
@@ -115,9 +124,15 @@ impl Evictor {
                     }
                 }
             }
+            if count == 0 {
+                continue;
+            }
             let done = self.batch(place.0, &batch[..count]);
             outcomes.add(&done);
-            if done.error > 0 && done.evicted == 0 {
+            if self.arena.is_closing() {
+                break;
+            }
+            if done.error == count as u64 {
                 if demand == Demand::Every {
                     frames.for_each(|frame| outcomes.add(&refusal(self.arena.frames.get(frame)).unwrap_or(NOT_TAKEN)));
                 }
@@ -127,9 +142,17 @@ impl Evictor {
         outcomes
     }
 
-    /// Waits until every batch that is under way now has ended.
+    /// Waits until every batch that is under way now has ended. Not by taking the lanes' locks: a long request takes its lane again and
+    /// again, and an unfair lock could keep us out until it is through.
     pub fn quiesce(&self) {
-        self.lanes.iter().for_each(|lane| drop(lock(lane)));
+        for lane in &self.lanes {
+            // Acquire: what the batch did is done for whoever sees its end. Pairs with the increment in `batch`.
+            let before = lane.ended.load(Ordering::Acquire);
+            let mut waits = Waits::default();
+            while lane.work.try_lock().is_err() && lane.ended.load(Ordering::Acquire) == before {
+                waits.once();
+            }
+        }
     }
 
     /// What the frames of one batch have in common: shard and region (frames of two regions follow each other only in the table).
@@ -146,19 +169,24 @@ impl Evictor {
 
     fn batch(&self, shard: Shard, frames: &[FrameIndex]) -> Outcomes {
         let mut outcomes = Outcomes::default();
-        let mut lane = lock(&self.lanes[usize::from(shard.0)]);
+        // From claim to punch, frames depend on this thread.
+        let _guard = AbortOnPanic;
+        let Lane { work: lane, ended } = &self.lanes[usize::from(shard.0)];
+        let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = &mut *lane;
         // Relaxed: only uniqueness counts.
         let ticket = Ticket::new(self.tickets.fetch_add(1, Ordering::Relaxed));
-        let mut work = Batch { evictor: self, shard, ticket, outcomes: &mut outcomes };
-        work.claim(lane, frames);
+        let mut batch = Batch { evictor: self, shard, ticket, outcomes: &mut outcomes };
+        batch.claim(lane, frames);
         if !lane.claims.is_empty() {
-            work.protect(lane);
-            work.read(lane);
-            work.store(lane);
-            work.leave(lane);
-            work.punch(lane);
+            batch.protect(lane);
+            batch.read(lane);
+            batch.store(lane);
+            batch.leave(lane);
+            batch.punch(lane);
         }
+        // Release: see `quiesce`.
+        ended.fetch_add(1, Ordering::Release);
         self.counters.evictions_cancelled.add(outcomes.cancelled);
         self.counters.store_errors.add(outcomes.error);
         outcomes
@@ -174,7 +202,7 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn claim(&mut self, lane: &mut Lane, frames: &[FrameIndex]) {
+    fn claim(&mut self, lane: &mut Work, frames: &[FrameIndex]) {
         lane.claims.clear();
         for frame in frames.iter().copied() {
             match self.frames().update(frame, |word| word.claim(self.ticket)) {
@@ -187,7 +215,7 @@ impl Batch<'_> {
     }
 
     /// From here on, a write to any claimed frame is an event, and its handler calls the eviction off.
-    fn protect(&mut self, lane: &mut Lane) {
+    fn protect(&mut self, lane: &mut Work) {
         for run in runs(&lane.claims, Fate::Claimed) {
             let claims = &mut lane.claims[run];
             let start = self.evictor.arena.memory.hva(claims[0].frame);
@@ -199,7 +227,7 @@ impl Batch<'_> {
     }
 
     /// Reads the claimed frames; pages that are not all zero end up at the front of the lane's slab, in order.
-    fn read(&mut self, lane: &mut Lane) {
+    fn read(&mut self, lane: &mut Work) {
         lane.gfns.clear();
         for run in runs(&lane.claims, Fate::Claimed) {
             let claims = &mut lane.claims[run];
@@ -224,7 +252,7 @@ impl Batch<'_> {
         }
     }
 
-    fn store(&mut self, lane: &mut Lane) {
+    fn store(&mut self, lane: &mut Work) {
         if lane.gfns.is_empty() {
             return;
         }
@@ -243,7 +271,7 @@ impl Batch<'_> {
     }
 
     /// Moves what is stored to Leaving: from then on a fault waits. Before that, its chunk traps missing pages.
-    fn leave(&mut self, lane: &mut Lane) {
+    fn leave(&mut self, lane: &mut Work) {
         for claim in &mut lane.claims {
             let entry = match claim.fate {
                 Fate::Zero => None,
@@ -271,7 +299,7 @@ impl Batch<'_> {
     }
 
     /// Gives the memory back, then lets faults go on.
-    fn punch(&mut self, lane: &mut Lane) {
+    fn punch(&mut self, lane: &mut Work) {
         for run in runs(&lane.claims, Fate::Leaving) {
             let claims = &lane.claims[run.clone()];
             let count = u32::try_from(claims.len()).expect("a batch is short");
@@ -289,11 +317,7 @@ impl Batch<'_> {
     }
 
     fn left(&self, frame: FrameIndex) {
-        match self.frames().update(frame, FrameWord::left) {
-            Ok((before, _)) if before.is_waited_for() => self.evictor.arena.wake(frame),
-            Ok(_) => {}
-            Err(word) => unreachable!("{frame} is Leaving and ours, found {word:?}"),
-        }
+        self.evictor.arena.settle(frame, FrameWord::left);
     }
 
     /// Something failed: the frame goes back to Resident, if nobody else has brought it there.
@@ -363,8 +387,4 @@ fn runs(claims: &[Claim], fate: Fate) -> impl Iterator<Item = Range<usize>> + us
 fn is_zero(page: &Page) -> bool {
     let (words, _) = page.as_chunks::<8>();
     words.iter().all(|word| u64::from_ne_bytes(*word) == 0)
-}
-
-fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }

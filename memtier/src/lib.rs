@@ -11,6 +11,7 @@
 //! * [`evict`], [`fault`], [`pins`]: out, back, and not at all
 //! * [`control`], [`status`]: what a client asks and sees
 
+mod abort;
 pub mod arena;
 pub mod clock;
 pub mod control;

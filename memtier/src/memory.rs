@@ -23,7 +23,8 @@ pub struct RegionSpec {
     pub first: Gfn,
     /// Length in pages.
     pub pages: u64,
-    /// The memfd, from offset 0 on; nothing else is in it.
+    /// The memfd, from offset 0 on; nothing else is in it. It must be filled through the mapping only, never by `write`: that could make huge
+    /// pages, parts of which can't be given back.
     pub file: std::os::fd::OwnedFd,
     /// Where the guest mapping begins. Must stay mapped until the tiers are shut down.
     pub guest_map: Hva,

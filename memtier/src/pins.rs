@@ -44,7 +44,7 @@ pub struct PinGuard {
 }
 
 impl PinGuard {
-    /// Pins the frames that hold `len` bytes from guest physical address `start` on, bringing back those that are out.
+    /// Pins the frames that hold `len` bytes (at least one) from guest physical address `start` on, bringing back those that are out.
     pub(crate) fn new(arena: &Arc<Arena>, filler: &Filler, start: u64, len: u64) -> Result<Self, PinError> {
         let not_memory = || PinError::NotMemory { start, len };
         let last = start.checked_add(len.max(1) - 1).ok_or_else(not_memory)?;
@@ -52,13 +52,15 @@ impl PinGuard {
         if outside != 0 {
             return Err(not_memory());
         }
-        let mut guard = Self { arena: Arc::clone(arena), frames: Vec::new(), pinned: 0 };
+        // From here on, dropping the guard takes back what was pinned so far.
+        let mut guard = Self { arena: Arc::clone(arena), frames, pinned: 0 };
         let mut buffer = None;
-        for frame in frames.iter().cloned().flatten().map(FrameIndex) {
-            guard.pin(frame, filler, &mut buffer).inspect_err(|_| guard.frames.clone_from(&frames))?;
-            guard.pinned += 1;
+        for part in 0..guard.frames.len() {
+            for frame in guard.frames[part].clone().map(FrameIndex) {
+                guard.pin(frame, filler, &mut buffer)?;
+                guard.pinned += 1;
+            }
         }
-        guard.frames = frames;
         Ok(guard)
     }
 

@@ -256,7 +256,7 @@ pub struct Status {
     pub page_size: u64,
     /// All of guest memory.
     pub guest_pages: u64,
-    /// In host memory now (pages on their way out or in count here until they have left, and once they are back).
+    /// In host memory now. Pages on their way out count here until they have left, pages on their way in from the start.
     pub resident_pages: u64,
     /// In a swap area.
     pub swapped_pages: u64,

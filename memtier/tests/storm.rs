@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Guest, range};
+use common::{Guest, WORDS, range};
 use memtier::status::{ReclaimRequest, ScanPlan};
 
 const PAGES: u64 = 512;
@@ -37,12 +37,21 @@ fn vcpu(guest: &Guest, index: u64, stop: &AtomicBool) {
     (0..PAGES / 2).map(own).for_each(|gfn| guest.check(gfn, versions[usize::try_from(gfn).unwrap()]));
 }
 
+/// Reads what the vCPUs write: two threads fault on one page. Contents change meanwhile, so only that it goes on is checked.
+fn onlooker(guest: &Guest, progress: &AtomicU64, stop: &AtomicBool) {
+    let mut dice = Dice(99);
+    while !stop.load(Ordering::Relaxed) {
+        guest.read(dice.roll(PAGES), dice.roll(WORDS));
+        progress.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 fn disturb(guest: &Guest, seed: u64, stop: &AtomicBool) {
     let mut dice = Dice(seed);
     while !stop.load(Ordering::Relaxed) {
         let start = dice.roll(PAGES);
         let part = range(start, dice.roll(PAGES - start) + 1);
-        match dice.roll(9) {
+        match dice.roll(10) {
             0..3 => _ = guest.tiers.evict(&[part]).unwrap(),
             3 => _ = guest.tiers.reclaim(ReclaimRequest { bytes: Some(part.len), min_idle_scans: None }).unwrap(),
             4 => _ = guest.tiers.write_idle(0, &[0xff; 64]).unwrap(),
@@ -51,6 +60,12 @@ fn disturb(guest: &Guest, seed: u64, stop: &AtomicBool) {
             7 => {
                 guest.tiers.lock(&[part]).unwrap();
                 guest.tiers.unlock(&[part]).unwrap();
+            }
+            8 => {
+                // Whatever the last scan was, it may end here.
+                if let Ok(id) = guest.tiers.start_scan(ScanPlan { loops: 3, interval_ms: 1, sleep_ms: 1 }) {
+                    guest.tiers.cancel_scan(id).unwrap();
+                }
             }
             _ => {
                 let status = guest.tiers.status();
@@ -67,13 +82,32 @@ fn disturb(guest: &Guest, seed: u64, stop: &AtomicBool) {
     }
 }
 
+/// A fault that nobody answers would keep the test from ever ending; so it ends the process.
+fn watch_for_hangs(progress: &AtomicU64, stop: &AtomicBool) {
+    let mut last = (u64::MAX, Instant::now());
+    while !stop.load(Ordering::Relaxed) {
+        let now = progress.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        if last.1.elapsed() > Duration::from_secs(20) {
+            eprintln!("no access was completed for 20 seconds: a fault was not answered");
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn nothing_is_lost_in_the_storm() {
     let guest = Guest::with_swap(PAGES);
     let stop = AtomicBool::new(false);
+    let progress = AtomicU64::new(0);
     let until = Instant::now() + Duration::from_secs(8);
     std::thread::scope(|scope| {
+        scope.spawn(|| watch_for_hangs(&progress, &stop));
         let workers = [
+            scope.spawn(|| onlooker(&guest, &progress, &stop)),
             scope.spawn(|| vcpu(&guest, 0, &stop)),
             scope.spawn(|| vcpu(&guest, 1, &stop)),
             scope.spawn(|| disturb(&guest, 7, &stop)),

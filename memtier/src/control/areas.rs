@@ -4,6 +4,7 @@
 //! poison a page that the guest has not asked for.
 
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use crate::control::{ControlError, Memtier};
 use crate::fault::fill::{FillError, Unreadable, Waits};
@@ -11,6 +12,9 @@ use crate::page::PageSlab;
 use crate::status::{AreaInfo, AreaSpec};
 use crate::swap::SwapError;
 use crate::units::{AreaId, FrameIndex, Shard};
+
+/// How long a slot may take to be freed after its page is back: far more than a handler needs that was pushed off its processor.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Memtier {
     /// Switches a swap area on.
@@ -20,17 +24,16 @@ impl Memtier {
 
     /// Brings everything back from the area, then closes it; on an error the area stays on.
     pub fn swapoff(&self, id: AreaId) -> Result<(), ControlError> {
+        let _open = self.enter()?;
         let _one = self.swapoff.lock().unwrap_or_else(PoisonError::into_inner);
         self.swap.begin_swapoff(id)?;
         // Batches that took slots of the area before it stopped handing them out.
         self.evictor.quiesce();
-        match self.empty_area(id) {
-            Ok(()) => self.finish_swapoff(id),
-            Err(error) => {
-                self.swap.abort_swapoff(id)?;
-                Err(error)
+        self.empty_area(id).and_then(|()| self.finish_swapoff(id)).inspect_err(|_| {
+            if let Err(error) = self.swap.abort_swapoff(id) {
+                tracing::error!(%error, "{id} stays half off");
             }
-        }
+        })
     }
 
     fn empty_area(&self, id: AreaId) -> Result<(), ControlError> {
@@ -56,10 +59,11 @@ impl Memtier {
 
     /// A handler frees a slot just after its page is in memory, so the last of them may be a moment late.
     fn finish_swapoff(&self, id: AreaId) -> Result<(), ControlError> {
+        let until = Instant::now() + PATIENCE;
         let mut waits = Waits::default();
         loop {
             match self.swap.finish_swapoff(id) {
-                Err(SwapError::InUse { .. }) => waits.once(),
+                Err(SwapError::InUse { .. }) if Instant::now() < until => waits.once(),
                 other => return Ok(other?),
             }
         }

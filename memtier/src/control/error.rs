@@ -16,6 +16,9 @@ use crate::units::AreaId;
 /// Why something asked of the tiers was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// The guest has ended.
+    #[error("the guest has ended")]
+    Closed,
     /// The regions can't be guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -1,5 +1,7 @@
 //! Requests that pages leave: by range, or coldest first.
 
+use std::ops::Range;
+
 use crate::control::{ControlError, Memtier, max_age};
 use crate::evict::Demand;
 use crate::frame::word::State;
@@ -10,6 +12,7 @@ use crate::units::{FrameIndex, PAGE_SIZE};
 impl Memtier {
     /// Evicts what is named, whatever its age; every page is accounted for in the answer. A malformed range is an error, nothing is done then.
     pub fn evict(&self, ranges: &[GuestRange]) -> Result<Outcomes, ControlError> {
+        let _open = self.enter()?;
         let ranges = ranges.iter().map(frames_of).collect::<Result<Vec<_>, _>>()?;
         let mut outcomes = Outcomes::default();
         for gfns in ranges {
@@ -32,6 +35,7 @@ impl Memtier {
         if least > max_age() {
             return Err(ControlError::Age(least));
         }
+        let _open = self.enter()?;
         let limit = request.bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(PAGE_SIZE as u64));
         self.arena.refresh(0..self.arena.memory.frames()).map_err(ControlError::Look)?;
         let outcomes = self.reclaim_pages(least, limit);
@@ -49,19 +53,28 @@ impl Memtier {
         let mut by_age = vec![0_u64; max_age() as usize + 1];
         all().filter_map(age_of).for_each(|age| by_age[age.min(max_age()) as usize] += 1);
         let mut outcomes = Outcomes::default();
-        let (mut gathered, mut upper) = (0, u32::MAX);
+        let mut take = |ages: Range<u32>| {
+            let due = all().filter(|frame| age_of(*frame).is_some_and(|age| ages.contains(&age)));
+            let done = self.evictor.evict(due, Demand::UpTo(limit - outcomes.evicted));
+            outcomes.add(&done);
+            let failing = done.error > 0 && done.evicted == 0;
+            if failing { 0 } else { limit - outcomes.evicted }
+        };
+        // Neighbouring ages that all have to go go in one walk; the age that is more than what is left goes alone.
+        let (mut left, mut gathered, mut upper) = (limit, 0_u64, u32::MAX);
         for age in (least..=max_age()).rev() {
-            gathered += by_age[age as usize];
-            let left = limit - outcomes.evicted;
-            // Neighbouring ages that all have to go anyway go in one walk.
-            if left > 0 && gathered > 0 && (gathered >= left || age == least) {
-                let due = all().filter(|frame| age_of(*frame).is_some_and(|own| (age..upper).contains(&own)));
-                let done = self.evictor.evict(due, Demand::UpTo(left));
-                outcomes.add(&done);
+            let here = by_age[age as usize];
+            if gathered > 0 && gathered + here > left {
+                left = take(age + 1..upper);
+                (gathered, upper) = (0, age + 1);
+            }
+            gathered += here;
+            if gathered > 0 && (gathered >= left || age == least) {
+                left = take(age..upper);
                 (gathered, upper) = (0, age);
-                if done.error > 0 && done.evicted == 0 {
-                    break;
-                }
+            }
+            if left == 0 {
+                break;
             }
         }
         outcomes

@@ -22,6 +22,7 @@ struct Piece {
 impl Memtier {
     /// Locks ranges: brings their pages back, and keeps them in memory. All or none.
     pub fn lock(&self, ranges: &[GuestRange]) -> Result<(), ControlError> {
+        let _open = self.enter()?;
         let pieces = self.pieces(ranges)?;
         let mut locks = lock(&self.locks);
         let before = locks.clone();

@@ -3,7 +3,7 @@
 //! Promises: every request is checked before anything is done; a request that fails says which part was not done and loses nothing. Must
 //! never: hold a lock that the fault path takes.
 //!
-//! Lock order: `swapoff` (one swapoff at a time) → a lane of the evictor → locks of the slot caches → an area's lock. `locks` and the
+//! Lock order: `gate` (read) → `swapoff` (one swapoff at a time) → a lane of the evictor → locks of the slot caches → an area's lock. `locks` and the
 //! watcher's idle bits are taken alone.
 
 mod areas;
@@ -12,7 +12,7 @@ mod leave;
 mod locks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 pub use error::ControlError;
 
@@ -62,6 +62,20 @@ pub struct Memtier {
     tracker: TrackerKind,
     locks: Mutex<RangeSet>,
     swapoff: Mutex<()>,
+    /// Read by requests that touch guest memory, for as long as they do; written once, at the end.
+    gate: RwLock<Gate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Closed,
+}
+
+impl Drop for Memtier {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
 }
 
 impl Memtier {
@@ -98,6 +112,7 @@ impl Memtier {
             tracker: config.tracker,
             locks: Mutex::default(),
             swapoff: Mutex::new(()),
+            gate: RwLock::new(Gate::Open),
         }))
     }
 
@@ -200,11 +215,13 @@ impl Memtier {
 
     /// page_idle's read: fills `out` from byte `offset` of the bitmap, answers how many bytes (0 at the end).
     pub fn read_idle(&self, offset: u64, out: &mut [u8]) -> Result<usize, ControlError> {
+        let _open = self.enter()?;
         Ok(self.watcher.read_idle(offset, out)?)
     }
 
     /// page_idle's write: clears references and marks idle where a bit is 1. Answers how many bytes were taken.
     pub fn write_idle(&self, offset: u64, bits: &[u8]) -> Result<usize, ControlError> {
+        let _open = self.enter()?;
         Ok(self.watcher.write_idle(offset, bits)?)
     }
 
@@ -215,6 +232,7 @@ impl Memtier {
 
     /// Brings the range back if it is out and keeps it until the guard drops. For device I/O; start and length need not be aligned.
     pub fn pin(&self, range: GuestRange) -> Result<PinGuard, ControlError> {
+        let _open = self.enter()?;
         Ok(PinGuard::new(&self.arena, &self.filler, range.start, range.len)?)
     }
 
@@ -223,10 +241,17 @@ impl Memtier {
         self.arena.memory.index(gfn).is_some_and(|frame| self.arena.frames.get(frame).state() == State::Poisoned)
     }
 
-    /// Stops scans and fault handlers. Nothing may touch guest memory any more, in this process or through KVM.
+    /// Keeps the end away while a request touches guest memory.
+    fn enter(&self) -> Result<RwLockReadGuard<'_, Gate>, ControlError> {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if *gate == Gate::Open { Ok(gate) } else { Err(ControlError::Closed) }
+    }
+
+    /// Stops scans, requests and fault handlers; afterwards guest memory may be unmapped. vCPUs and devices must have stopped for good.
     pub fn shutdown(&self) {
+        self.arena.close();
         self.scans.shutdown();
-        self.evictor.quiesce();
+        *self.gate.write().unwrap_or_else(PoisonError::into_inner) = Gate::Closed;
         lock(&self.handlers).stop();
     }
 }

@@ -1,7 +1,7 @@
 //! Brings one frame back from wherever it is.
 //!
-//! Promises: the caller that moved the frame to Filling owns it until it is Resident, back where it was, or Poisoned; each of these ends with
-//! a wake-up, so that nobody who faulted meanwhile sleeps on. A slot is freed only after its page is in memory. Must never: install bytes
+//! Promises: the caller that moved the frame to Filling owns it until it is Resident, back where it was, or Poisoned; whoever waits for that
+//! is woken after it. A slot is freed only after its page is in memory. Must never: install bytes
 //! that the tier did not vouch for.
 
 use std::sync::Arc;
@@ -108,8 +108,7 @@ impl Filler {
         let hva = self.arena.memory.hva(frame);
         let installed = self.arena.uffd.copy(hva, bytes).and_then(|filled| match filled {
             Filled::Done => Ok(()),
-            // Its memory could not be given back when it left: the same bytes are still there, write-protected.
-            Filled::Exists => self.arena.uffd.unprotect(hva, PAGE_SIZE as u64),
+            Filled::Exists => self.install_over(frame, gfn, bytes),
         });
         if let Err(source) = installed {
             self.unfill(frame);
@@ -119,6 +118,22 @@ impl Filler {
         // Only now: until here the slot was the only place that had the bytes for sure.
         self.tier.invalidate(shard, entry);
         Ok(())
+    }
+
+    /// A page is there that should have gone when its frame left. If giving it back failed then, it has the same bytes, write-protected. If
+    /// it has others, the tier's count: they passed their checksum.
+    fn install_over(&self, frame: FrameIndex, gfn: Gfn, bytes: &Page) -> Result<(), UffdError> {
+        let hva = self.arena.memory.hva(frame);
+        let mut found = [[0; PAGE_SIZE]];
+        let same = self.arena.memory.read(frame, &mut found).is_ok() && found[0] == *bytes;
+        if !same {
+            tracing::error!(%gfn, "memory that had left is there again with other bytes: replaced");
+            if let Err(error) = self.arena.memory.punch(frame, 1) {
+                tracing::error!(%gfn, %error, "punching a hole failed");
+            }
+            self.arena.uffd.copy(hva, bytes)?;
+        }
+        self.arena.uffd.unprotect(hva, PAGE_SIZE as u64)
     }
 
     fn install_zero(&self, frame: FrameIndex, gfn: Gfn) -> Result<(), FillError> {
@@ -142,42 +157,36 @@ impl Filler {
 
     fn filled(&self, frame: FrameIndex) {
         let now = self.arena.clock.now();
-        self.settle(frame, |word| word.filled(now));
+        self.arena.settle(frame, |word| word.filled(now));
     }
 
     /// Back to where it was. Who faulted meanwhile tries again.
     fn unfill(&self, frame: FrameIndex) {
-        self.settle(frame, FrameWord::unfilled);
+        self.arena.settle(frame, FrameWord::unfilled);
         self.arena.wake(frame);
     }
 
     fn poison(&self, frame: FrameIndex, gfn: Gfn, entry: SwapEntry, source: &LoadError) {
         tracing::error!(%gfn, error = %source, "page can't be read back: poisoned");
         self.counters.pages_poisoned.add(1);
+        // The state first: whoever gets the poison's SIGBUS may ask for it.
+        self.arena.settle(frame, FrameWord::poison);
         self.install_poison(frame);
-        self.settle(frame, FrameWord::poison);
         // Whatever broke it there may break the next page too.
         self.tier.condemn(entry);
-        // Who faulted between the poison's own wake-up and this line.
-        self.arena.wake(frame);
     }
 
-    /// Makes accesses to a Poisoned (or about to be) frame fail as failed memory does. A leftover write-protection mark would be in the
-    /// poison's way.
+    /// Makes accesses to a Poisoned frame fail as failed memory does, and wakes who waits for it. A leftover write-protection mark would be
+    /// in the poison's way.
     pub fn install_poison(&self, frame: FrameIndex) {
         let hva = self.arena.memory.hva(frame);
         let poisoned =
             self.arena.uffd.unprotect_quietly(hva, PAGE_SIZE as u64).and_then(|()| self.arena.uffd.poison(hva));
         if let Err(error) = poisoned {
-            tracing::error!(%error, "poisoning failed: the guest waits for a page that is lost");
+            tracing::error!(%error, "poisoning failed: the guest asks again and again for a page that is lost");
         }
-    }
-
-    /// The last step of an owner.
-    fn settle(&self, frame: FrameIndex, transition: impl Fn(FrameWord) -> Option<FrameWord>) {
-        if let Err(word) = self.arena.frames.update(frame, transition) {
-            unreachable!("{frame} is Filling and ours, found {word:?}");
-        }
+        // Also when it was poisoned already, or could not be.
+        self.arena.wake(frame);
     }
 
     /// Makes sure that a frame is in memory, whatever it takes: cancels an eviction, waits for one that is past that, brings it back.

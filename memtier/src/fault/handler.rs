@@ -1,7 +1,6 @@
 //! The threads that answer faults.
 //!
-//! Promises: every event read is answered, or somebody is named who owes its wake-up: the owner of a Filling or Opening frame, the evictor
-//! of a Leaving one. Must never: end while a guest can still fault; a handler that panics takes the process with it, because a guest that
+//! Promises: every event read is answered, or the frame's owner is left a mark that makes it owe a wake-up. Must never: end while a guest can still fault; a handler that panics takes the process with it, because a guest that
 //! went on without one would find zero pages where its memory was.
 
 use std::io;
@@ -13,6 +12,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::abort::AbortOnPanic;
 use crate::arena::Arena;
 use crate::counters::EventCounters;
 use crate::fault::fill::{FillError, Filler, Source, Unreadable};
@@ -105,6 +105,12 @@ impl Handlers {
     }
 }
 
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 struct Handler {
     answering: Arc<Answering>,
     latency: Arc<LatencyLog>,
@@ -143,16 +149,6 @@ impl Handler {
     }
 }
 
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
-}
-
 impl Answering {
     fn answer(&self, fault: &Fault, buffer: &mut PageSlab) {
         let Some(frame) = self.arena.memory.index_of_hva(fault.page) else {
@@ -167,12 +163,13 @@ impl Answering {
                 State::Resident if fault.write_protect => self.open(frame, FrameWord::open),
                 // The page is there: an event that was overtaken. Trying again finds it.
                 State::Evicting | State::Resident => self.wake(frame),
-                State::Leaving => self.arena.frames.update(frame, FrameWord::wait_for_leave).is_ok(),
-                // Its owner ends with a wake-up, which comes after this fault was queued.
-                State::Filling | State::Opening => true,
+                // The owner's own wake-up may have come before this fault was queued; the mark makes it owe another.
+                State::Leaving | State::Filling | State::Opening => {
+                    self.arena.frames.update(frame, FrameWord::wait_for_owner).is_ok()
+                }
                 State::Poisoned => {
                     self.filler.install_poison(frame);
-                    self.wake(frame)
+                    true
                 }
             };
             if answered {
@@ -197,8 +194,9 @@ impl Answering {
     }
 
     fn open(&self, frame: FrameIndex, transition: impl Fn(FrameWord) -> Option<FrameWord>) -> bool {
-        self.counters.faults_write_protect.add(1);
-        self.arena.open(frame, transition).is_ok()
+        let opened = self.arena.open(frame, transition).is_ok();
+        self.counters.faults_write_protect.add(u64::from(opened));
+        opened
     }
 
     fn wake(&self, frame: FrameIndex) -> bool {

@@ -1,10 +1,12 @@
-//! The life of one page under every interleaving: an evictor, a guest that reads and writes it, a handler that answers its faults and a
-//! device that pins it, over a model of what the kernel does (page present or not, write-protected or not, who is woken).
+//! The life of one page under every interleaving: evictors, guests that read and write it, the handler that answers their faults, a device
+//! that pins it, a tracker that unmaps it, over a model of what the kernel does (page in memory or not, mapped or not, write-protected or
+//! not, who sleeps and who is woken).
 //!
-//! The frame table and its transitions are the real ones; the steps around them follow `evict`, `fault::handler`, `fault::fill` and `pins`.
+//! The frame table and its transitions are the real ones; the steps around them follow `evict`, `fault::handler`, `fault::fill`, `arena` and
+//! `pins`. A wake-up that nobody gives is a deadlock, which loom reports.
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p memtier --release --lib --target-dir target/loom loom_`.
 
-use loom::sync::{Arc, Mutex, MutexGuard};
+use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use loom::thread;
 
 use super::table::FrameTable;
@@ -20,15 +22,21 @@ const NEW: u64 = 2;
 struct World {
     /// The page's contents, if it is in memory.
     page: Option<u64>,
+    /// Whether the guest's page table has it.
+    mapped: bool,
     protected: bool,
-    /// What the slot holds, if it is in use.
-    slot: Option<u64>,
+    /// What slots 1 and 2 hold, if they are in use.
+    slots: [Option<u64>; 3],
+    /// Faults that wait in the kernel.
+    asleep: u32,
+    /// Wake-ups so far: a sleeper goes on when this has changed.
+    woken: u32,
 }
 
 #[derive(Clone)]
 struct Model {
     frames: Arc<FrameTable>,
-    world: Arc<Mutex<World>>,
+    world: Arc<(Mutex<World>, Condvar)>,
 }
 
 /// What an access came to, as the kernel sees it.
@@ -41,28 +49,52 @@ impl Model {
     fn new() -> Self {
         let frames = FrameTable::new(1);
         frames.update(FRAME, |word| word.seen(Generation(0))).unwrap();
-        let world = World { page: Some(OLD), protected: false, slot: None };
-        Self { frames: Arc::new(frames), world: Arc::new(Mutex::new(world)) }
+        let world = World { page: Some(OLD), mapped: true, protected: false, slots: [None; 3], asleep: 0, woken: 0 };
+        Self { frames: Arc::new(frames), world: Arc::new((Mutex::new(world), Condvar::new())) }
+    }
+
+    fn swapped() -> Self {
+        let model = Self::new();
+        model.evict(1);
+        assert_eq!(model.frames.get(FRAME).state(), State::Swapped);
+        model
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap()
+        self.world.0.lock().unwrap()
     }
 
-    fn update(&self, step: impl Fn(FrameWord) -> Option<FrameWord>) -> Result<FrameWord, FrameWord> {
-        self.frames.update(FRAME, step).map(|(_, after)| after)
+    fn update(&self, step: impl Fn(FrameWord) -> Option<FrameWord>) -> Result<(FrameWord, FrameWord), FrameWord> {
+        self.frames.update(FRAME, step)
     }
 
-    fn open(&self, step: impl Fn(FrameWord) -> Option<FrameWord>) -> bool {
-        let owned = self.update(step).is_ok();
-        if owned {
-            self.world().protected = false;
-            self.update(FrameWord::opened).unwrap();
+    fn wake(&self, mut world: MutexGuard<'_, World>) {
+        world.asleep = 0;
+        world.woken += 1;
+        self.world.1.notify_all();
+    }
+
+    /// `Arena::settle`.
+    fn settle(&self, step: impl Fn(FrameWord) -> Option<FrameWord>) {
+        let (before, _) = self.update(step).expect("ours");
+        if before.is_waited_for() {
+            self.wake(self.world());
         }
-        owned
     }
 
-    /// `evict::Batch`, step by step.
+    /// `Arena::open`.
+    fn open(&self, step: impl Fn(FrameWord) -> Option<FrameWord>) -> bool {
+        if self.update(step).is_err() {
+            return false;
+        }
+        let mut world = self.world();
+        world.protected = false;
+        self.wake(world);
+        self.settle(FrameWord::opened);
+        true
+    }
+
+    /// `evict::Batch`, step by step; each evictor has a slot of its own.
     fn evict(&self, number: u32) {
         let ticket = Ticket::new(u64::from(number));
         if self.update(|word| word.claim(ticket)).is_err() {
@@ -71,15 +103,22 @@ impl Model {
         self.world().protected = true;
         // Called off and evicted by another meanwhile, it reads as a hole does; the commit below must fail then.
         let bytes = self.world().page.unwrap_or(0);
-        // Each evictor has a slot of its own in the model: one slot, one owner at a time.
         let entry = SwapEntry::new(AreaId(0), SlotOffset(number));
+        let before = self.world().slots[number as usize].replace(bytes);
+        assert_eq!(before, None, "a slot in use was handed out");
         if self.update(|word| word.begin_leave(ticket, Some(entry))).is_err() {
-            // Called off; if it is still ours, it was locked, which this model does not do.
+            self.free(entry);
             return;
         }
-        self.world().slot = Some(bytes);
-        self.world().page = None;
-        self.update(FrameWord::left).unwrap();
+        let mut world = self.world();
+        (world.page, world.mapped) = (None, false);
+        drop(world);
+        self.settle(FrameWord::left);
+    }
+
+    fn free(&self, entry: SwapEntry) {
+        let freed = self.world().slots[entry.slot().0 as usize].take();
+        assert!(freed.is_some(), "a slot was freed twice");
     }
 
     fn access(&self, write: Option<u64>) -> Access {
@@ -87,48 +126,72 @@ impl Model {
         match (world.page, write) {
             (None, _) => Access::Fault { write_protect: false },
             (Some(_), Some(_)) if world.protected => Access::Fault { write_protect: true },
-            (Some(old), None) => Access::Done(old),
+            (Some(old), None) => {
+                world.mapped = true;
+                Access::Done(old)
+            }
             (Some(_), Some(new)) => {
-                world.page = Some(new);
+                (world.page, world.mapped) = (Some(new), true);
                 Access::Done(new)
             }
         }
     }
 
-    /// The guest: accesses until it works. Waking is modelled as trying again, with the handler's answer in between.
+    /// The guest: accesses until it works. The kernel decides to fault, then (`handle_userfault`) queues, looks at the page table once more,
+    /// and sleeps until woken; the handler gets the event while it sleeps.
     fn guest(&self, write: Option<u64>) -> u64 {
         loop {
-            match self.access(write) {
+            let write_protect = match self.access(write) {
                 Access::Done(value) => return value,
-                Access::Fault { write_protect } => self.answer(write_protect),
-            }
-            thread::yield_now();
-        }
-    }
-
-    /// `fault::handler::Answering::answer`, once.
-    fn answer(&self, write_protect: bool) {
-        match self.frames.get(FRAME).state() {
-            State::Swapped | State::Zero => self.fill(),
-            State::Evicting if write_protect => _ = self.open(FrameWord::cancel),
-            State::Resident if write_protect => _ = self.open(FrameWord::open),
-            State::Leaving => _ = self.update(FrameWord::wait_for_leave),
-            _ => {}
-        }
-    }
-
-    fn fill(&self) {
-        if self.update(FrameWord::begin_fill).is_err() {
-            return;
-        }
-        let bytes = self.world().slot.expect("a swapped page's slot holds it");
-        {
+                Access::Fault { write_protect } => write_protect,
+            };
+            let ticket = {
+                let mut world = self.world();
+                let must_wait = if write_protect { world.protected && world.mapped } else { !world.mapped };
+                if !must_wait {
+                    continue;
+                }
+                world.asleep += 1;
+                world.woken
+            };
+            self.answer(write_protect);
             let mut world = self.world();
-            assert_eq!(world.page, None, "the memory was given back before the state moved");
-            world.page = Some(bytes);
-            world.protected = false;
+            while world.woken == ticket {
+                world = self.world.1.wait(world).unwrap();
+            }
         }
-        self.update(|word| word.filled(Generation(0))).unwrap();
+    }
+
+    /// `fault::handler::Answering::answer`.
+    fn answer(&self, write_protect: bool) {
+        loop {
+            let answered = match self.frames.get(FRAME).state() {
+                State::Swapped => self.fill(),
+                State::Evicting if write_protect => self.open(FrameWord::cancel),
+                State::Resident if write_protect => self.open(FrameWord::open),
+                State::Evicting | State::Resident => {
+                    self.wake(self.world());
+                    true
+                }
+                _ => self.update(FrameWord::wait_for_owner).is_ok(),
+            };
+            if answered {
+                return;
+            }
+        }
+    }
+
+    fn fill(&self) -> bool {
+        let Ok((_, filling)) = self.update(FrameWord::begin_fill) else { return false };
+        let entry = filling.entry().expect("a swapped page has a slot");
+        let bytes = self.world().slots[entry.slot().0 as usize].expect("a swapped page's slot holds it");
+        let mut world = self.world();
+        assert_eq!(world.page, None, "the memory was given back before the state moved");
+        (world.page, world.mapped, world.protected) = (Some(bytes), true, false);
+        self.wake(world);
+        self.settle(|word| word.filled(Generation(0)));
+        self.free(entry);
+        true
     }
 
     /// `pins::PinGuard`, with direct I/O that does not see the protection.
@@ -136,7 +199,7 @@ impl Model {
         while let Err(word) = self.update(FrameWord::pin) {
             match word.state() {
                 State::Evicting => _ = self.open(FrameWord::cancel),
-                State::Swapped | State::Zero => self.fill(),
+                State::Swapped => _ = self.fill(),
                 _ => {}
             }
             thread::yield_now();
@@ -148,26 +211,39 @@ impl Model {
         }
         self.update(FrameWord::unpin).unwrap();
     }
+
+    /// The `unmap` tracker's arming.
+    fn unmap(&self) {
+        self.world().mapped = false;
+    }
+
+    /// Lets another thread take `steps`.
+    fn beside(&self, steps: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
+        let model = self.clone();
+        thread::spawn(move || steps(&model))
+    }
+
+    fn slots_in_use(&self) -> usize {
+        self.world().slots.iter().flatten().count()
+    }
 }
 
-fn check(threads: usize, model: impl Fn() + Sync + Send + 'static) {
+fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(if threads > 2 { 3 } else { 5 });
+    builder.preemption_bound = Some(preemptions);
     builder.check(model);
 }
 
 #[test]
 fn loom_a_write_during_eviction_is_never_lost() {
-    check(2, || {
+    check(5, || {
         let model = Model::new();
-        let evictor = thread::spawn({
-            let model = model.clone();
-            move || model.evict(1)
-        });
+        let evictor = model.beside(|model| model.evict(1));
         model.guest(Some(NEW));
         assert_eq!(model.guest(None), NEW);
         evictor.join().unwrap();
         assert_eq!(model.guest(None), NEW);
+        assert_eq!(model.slots_in_use(), 0);
     });
 }
 
@@ -175,26 +251,57 @@ fn loom_a_write_during_eviction_is_never_lost() {
 fn loom_a_page_claimed_again_is_not_committed_by_the_first_evictor() {
     check(3, || {
         let model = Model::new();
-        let evictors = [1, 2].map(|number| {
-            let model = model.clone();
-            thread::spawn(move || model.evict(number))
-        });
+        let evictors = [1, 2].map(|number| model.beside(move |model| model.evict(number)));
         model.guest(Some(NEW));
         evictors.map(|evictor| evictor.join().unwrap());
         assert_eq!(model.guest(None), NEW);
+        assert_eq!(model.slots_in_use(), 0);
     });
 }
 
 #[test]
 fn loom_a_device_that_pins_never_writes_into_memory_that_is_given_back() {
-    check(2, || {
+    check(5, || {
         let model = Model::new();
-        let evictor = thread::spawn({
-            let model = model.clone();
-            move || model.evict(1)
-        });
+        let evictor = model.beside(|model| model.evict(1));
         model.device(NEW);
         evictor.join().unwrap();
+        assert_eq!(model.guest(None), NEW);
+    });
+}
+
+#[test]
+fn loom_two_guests_that_fault_on_one_page_are_both_woken() {
+    check(4, || {
+        let model = Model::swapped();
+        let other = model.beside(|model| assert_eq!(model.guest(None), OLD));
+        assert_eq!(model.guest(None), OLD);
+        other.join().unwrap();
+        assert_eq!(model.slots_in_use(), 0);
+    });
+}
+
+#[test]
+fn loom_a_fault_queued_after_the_fills_own_wakeup_is_woken() {
+    check(3, || {
+        let model = Model::swapped();
+        let other = model.beside(|model| assert_eq!(model.guest(None), OLD));
+        let tracker = model.beside(Model::unmap);
+        assert_eq!(model.guest(None), OLD);
+        other.join().unwrap();
+        tracker.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_write_that_meets_a_left_over_protection_is_woken() {
+    check(4, || {
+        let model = Model::new();
+        let evictor = model.beside(|model| model.evict(1));
+        let device = model.beside(|model| model.device(NEW));
+        model.guest(Some(NEW));
+        evictor.join().unwrap();
+        device.join().unwrap();
         assert_eq!(model.guest(None), NEW);
     });
 }

@@ -13,13 +13,14 @@
 //!
 //! Promises: each transition is a pure function that answers `None` where the step is not allowed; what is not part of the step stays as it
 //! was. Whoever moves a frame to Evicting, Leaving, Opening or Filling owns it until it moves it on; the exceptions are named at the
-//! transitions. Must never: lose a swap entry (only `filled` and `poison` drop one, and their callers hold it).
+//! transitions. Whoever moves it out of Leaving, Opening or Filling and finds it waited for owes a wake-up afterwards: a wake-up given
+//! before can come too early for a fault that was answered with "somebody is at it". Must never: lose a swap entry (only `filled` and `poison` drop one, and their callers hold it).
 //!
 //! | bits | what |
 //! |---|---|
 //! | 0..4 | state |
 //! | 4 | locked: the client asked that it stays |
-//! | 5 | waited for: a fault waits until it has left |
+//! | 5 | waited for: a fault waits until its owner has moved it on |
 //! | 6..20 | generation: the scan that last saw it used |
 //! | 20..64 | Evicting: ticket; Leaving, Swapped, Filling: swap entry, 0 for none; Resident, Opening: pins |
 
@@ -149,7 +150,7 @@ impl FrameWord {
         self.0 & LOCKED != 0
     }
 
-    /// Whether a fault waits until the frame has left.
+    /// Whether a fault waits until the frame's owner has moved it on.
     pub const fn is_waited_for(self) -> bool {
         self.0 & WAITED_FOR != 0
     }
@@ -219,15 +220,20 @@ impl FrameWord {
         mine.then(|| self.with_entry(State::Leaving, entry))
     }
 
-    /// Leaving: a fault asks to be woken when it has left.
-    pub fn wait_for_leave(self) -> Option<Self> {
-        (self.state() == State::Leaving).then_some(Self(self.0 | WAITED_FOR))
+    /// Leaving, Opening or Filling: a fault asks to be woken when the owner has moved it on.
+    pub fn wait_for_owner(self) -> Option<Self> {
+        let owned = matches!(self.state(), State::Leaving | State::Opening | State::Filling);
+        owned.then_some(Self(self.0 | WAITED_FOR))
+    }
+
+    const fn settled(self, state: State, payload: u64) -> Self {
+        Self(self.with(state, payload).0 & !WAITED_FOR)
     }
 
     /// Leaving → Swapped or Zero, by the claimant, when the memory is given back.
     pub fn left(self) -> Option<Self> {
         let state = if self.payload() == 0 { State::Zero } else { State::Swapped };
-        (self.state() == State::Leaving).then(|| Self(self.with(state, self.payload()).0 & !WAITED_FOR))
+        (self.state() == State::Leaving).then(|| self.settled(state, self.payload()))
     }
 
     /// Evicting → Opening: by anybody (a write, a pin), which cancels the eviction and makes the caller the owner.
@@ -247,7 +253,7 @@ impl FrameWord {
 
     /// Opening → Resident, by its owner, when the protection is away.
     pub fn opened(self) -> Option<Self> {
-        (self.state() == State::Opening).then(|| self.with(State::Resident, self.payload()))
+        (self.state() == State::Opening).then(|| self.settled(State::Resident, self.payload()))
     }
 
     /// Swapped, Zero, Discarded or Untouched → Filling.
@@ -261,18 +267,19 @@ impl FrameWord {
 
     /// Filling → Resident, by its owner, when the page is there.
     pub fn filled(self, generation: Generation) -> Option<Self> {
-        (self.state() == State::Filling).then(|| self.with(State::Resident, 0).with_generation(generation))
+        (self.state() == State::Filling).then(|| self.settled(State::Resident, 0).with_generation(generation))
     }
 
-    /// Filling → where it came from, by its owner, when it could not be brought back now and nothing is lost.
+    /// Filling → Swapped, or Untouched if it has no entry, by its owner, when it could not be brought back now and nothing is lost. A zero
+    /// page and an untouched one are the same to a fault; an untouched one is noticed when the guest touches it without a fault.
     pub fn unfilled(self) -> Option<Self> {
-        let state = if self.payload() == 0 { State::Zero } else { State::Swapped };
-        (self.state() == State::Filling).then(|| self.with(state, self.payload()))
+        let state = if self.payload() == 0 { State::Untouched } else { State::Swapped };
+        (self.state() == State::Filling).then(|| self.settled(state, self.payload()))
     }
 
     /// Filling → Poisoned, by its owner, when the bytes are lost.
     pub fn poison(self) -> Option<Self> {
-        (self.state() == State::Filling).then(|| self.with(State::Poisoned, 0))
+        (self.state() == State::Filling).then(|| self.settled(State::Poisoned, 0))
     }
 
     /// Resident: one more pin.
@@ -286,21 +293,30 @@ impl FrameWord {
         (self.pins() > 0).then(|| self.with(self.state(), self.payload() - 1))
     }
 
-    /// Marks it as used in `generation`; an untouched frame is resident from then on. Frames in transition stay as they are: their next
-    /// step depends on a word that nobody else changed.
+    /// Marks it as used in `generation`; an untouched frame is resident from then on. A frame on its way out keeps the mark for the case that
+    /// it stays; one that is out or being brought back was not seen in memory.
     pub fn seen(self, generation: Generation) -> Option<Self> {
         match self.state() {
-            State::Untouched | State::Resident => {
-                Some(self.with(State::Resident, self.payload()).with_generation(generation))
+            State::Untouched => Some(self.with(State::Resident, 0).with_generation(generation)),
+            State::Resident | State::Evicting | State::Leaving | State::Opening => {
+                Some(self.with_generation(generation))
             }
             _ => None,
         }
     }
 
+    /// Takes a mark of `from` back to `to`: the scan `from` was abandoned and its number comes again.
+    pub fn relabelled(self, from: Generation, to: Generation) -> Option<Self> {
+        let marked = self.0 >> GENERATION_SHIFT & ((1 << GENERATION_BITS) - 1) == from.bits();
+        (marked && self.state() != State::Untouched).then(|| self.with_generation(to))
+    }
+
     /// Keeps the age from wrapping: a frame older than half of [`Generation::MAX_AGE`] becomes exactly that old.
     pub fn aged(self, finished: Generation) -> Option<Self> {
         let half = Generation::MAX_AGE / 2;
-        (self.age(finished) > half).then(|| self.with_generation(Generation(finished.0.wrapping_sub(half))))
+        // Untouched words stay zero: their memory is not there yet.
+        (self.age(finished) > half && self.state() != State::Untouched)
+            .then(|| self.with_generation(Generation(finished.0.wrapping_sub(half))))
     }
 
     /// Sets or clears the client's lock.

@@ -28,7 +28,7 @@ fn a_zero_page_leaves_without_an_entry() {
     let ticket = Ticket::new(9);
     let zero = resident().claim(ticket).unwrap().begin_leave(ticket, None).unwrap().left().unwrap();
     assert_eq!((zero.state(), zero.entry()), (State::Zero, None));
-    assert_eq!(zero.begin_fill().unwrap().unfilled(), Some(zero));
+    assert_eq!(zero.begin_fill().unwrap().unfilled().unwrap().state(), State::Untouched);
 }
 
 #[test]
@@ -65,14 +65,24 @@ fn pins_survive_the_lifting_of_a_protection_and_can_go_during_it() {
 }
 
 #[test]
-fn a_waiter_is_remembered_until_the_frame_has_left() {
+fn a_waiter_is_remembered_until_the_owner_has_moved_the_frame_on() {
     let ticket = Ticket::new(1);
     let leaving = resident().claim(ticket).unwrap().begin_leave(ticket, Some(entry(1))).unwrap();
-    let waited = leaving.wait_for_leave().unwrap();
+    let waited = leaving.wait_for_owner().unwrap();
     assert!(waited.is_waited_for());
     assert_eq!(waited.entry(), Some(entry(1)));
-    assert!(!waited.left().unwrap().is_waited_for());
     assert_eq!(waited.take_back(ticket), None);
+    let swapped = waited.left().unwrap();
+    assert!(!swapped.is_waited_for());
+    assert_eq!(swapped.wait_for_owner(), None);
+    let filling = swapped.begin_fill().unwrap().wait_for_owner().unwrap();
+    assert_eq!(filling.entry(), Some(entry(1)));
+    for moved_on in [filling.filled(Generation(0)), filling.unfilled(), filling.poison()] {
+        assert!(filling.is_waited_for() && !moved_on.unwrap().is_waited_for());
+    }
+    let opening = resident().open().unwrap().wait_for_owner().unwrap();
+    assert!(opening.is_waited_for() && !opening.opened().unwrap().is_waited_for());
+    assert_eq!(resident().wait_for_owner(), None);
 }
 
 #[test]
@@ -89,6 +99,22 @@ fn ages_count_scans_and_saturate() {
     assert_eq!(aged.age(Generation(99_999)), Generation::MAX_AGE / 2);
 }
 
+#[test]
+fn an_access_on_the_way_out_counts_if_the_page_stays() {
+    let ticket = Ticket::new(1);
+    let evicting = resident().claim(ticket).unwrap().seen(Generation(9)).unwrap();
+    assert!(evicting.is_claimed_by(ticket));
+    assert_eq!(evicting.cancel().unwrap().opened().unwrap().age(Generation(9)), 0);
+}
+
+#[test]
+fn marks_of_an_abandoned_scan_are_taken_back() {
+    let marked = resident().seen(Generation(5)).unwrap();
+    assert_eq!(marked.relabelled(Generation(4), Generation(3)), None);
+    assert_eq!(marked.relabelled(Generation(5), Generation(4)).unwrap().age(Generation(5)), 1);
+    assert_eq!(FrameWord::UNTOUCHED.relabelled(Generation(0), Generation(1)), None);
+}
+
 /// Any word that transitions can make: start anywhere legal and take arbitrary steps.
 fn step(word: FrameWord, choice: u8, number: u64) -> Option<FrameWord> {
     let ticket = Ticket::new(number % 3);
@@ -96,7 +122,7 @@ fn step(word: FrameWord, choice: u8, number: u64) -> Option<FrameWord> {
     match choice {
         0 => word.claim(ticket),
         1 => word.begin_leave(ticket, (number.is_multiple_of(2)).then_some(some)),
-        2 => word.wait_for_leave(),
+        2 => word.wait_for_owner(),
         3 => word.left(),
         4 => word.cancel(),
         5 => word.take_back(ticket),
@@ -110,13 +136,14 @@ fn step(word: FrameWord, choice: u8, number: u64) -> Option<FrameWord> {
         13 => word.seen(Generation(u32::try_from(number % 99).unwrap())),
         14 => word.lock(number.is_multiple_of(2)),
         15 => word.poison(),
+        16 => word.relabelled(Generation(u32::try_from(number % 99).unwrap()), Generation(7)),
         _ => word.aged(Generation(u32::try_from(number % 20_000).unwrap())),
     }
 }
 
 proptest! {
     #[test]
-    fn no_walk_breaks_the_word(steps in prop::collection::vec((0_u8..17, any::<u64>()), 1..200)) {
+    fn no_walk_breaks_the_word(steps in prop::collection::vec((0_u8..18, any::<u64>()), 1..200)) {
         let mut word = FrameWord::UNTOUCHED;
         let mut locked = false;
         let mut pins = 0_u64;
@@ -135,7 +162,8 @@ proptest! {
             prop_assert_eq!(next.pins(), pins, "{:?} after {}", next, choice);
             prop_assert_eq!(next.entry(), stored, "{:?} after {}", next, choice);
             prop_assert!(pins == 0 || matches!(next.state(), State::Resident | State::Opening));
-            prop_assert_eq!(next.is_waited_for(), next.is_waited_for() && next.state() == State::Leaving);
+            let owned = matches!(next.state(), State::Leaving | State::Opening | State::Filling);
+            prop_assert!(owned || !next.is_waited_for(), "{:?} after {}", next, choice);
             word = next;
         }
     }

@@ -21,6 +21,21 @@ pub unsafe fn drop_page_tables(start: Hva, len: u64) -> io::Result<()> {
     }
 }
 
+/// Keeps the kernel from using transparent huge pages for a mapping. A hole punched into part of a huge page that can't be split right then
+/// leaves the page there, zeroed: the tiers would take a page for gone that the guest still reads, as zeros.
+pub fn forbid_huge_pages(start: Hva, len: u64) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: changes no data, only how the kernel backs the range from now on.
+    match unsafe { libc::madvise(start.0 as *mut libc::c_void, len, libc::MADV_NOHUGEPAGE) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without them.
+            error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 /// Gives a range of the file back: its pages are gone, in every mapping, and read as zero.
 pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let (offset, len) = (to_off(offset)?, to_off(len)?);

@@ -64,6 +64,9 @@ pub enum UffdError {
         /// Bits of [`features`] that are missing.
         missing: u64,
     },
+    /// Transparent huge pages could not be switched off for guest memory.
+    #[error("huge pages can't be switched off for guest memory")]
+    HugePages(#[source] io::Error),
     /// A call failed.
     #[error("{call} of {len} bytes at {start} failed")]
     Call {

@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 pub use create::OpenError;
 
@@ -20,6 +21,13 @@ use super::store::{PageStore, StoreKind, WriteRun, byte_offset};
 use super::write_ring::{RingBroken, WriteRing};
 use crate::page::{Page, PageSlab};
 use crate::units::{Bytes, PAGE_SIZE, SlotOffset};
+
+/// How often a read is tried that fails for want of memory: in all about two seconds.
+const PASSING_TRIES: u64 = 60;
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS))
+}
 
 /// A swap file or swap partition, open and locked.
 #[derive(Debug)]
@@ -64,13 +72,18 @@ impl FileStore {
 
     /// Reads at a slot; `into` is page-aligned where direct I/O wants it.
     fn read_aligned(&self, first: SlotOffset, into: &mut [u8]) -> io::Result<()> {
-        let mut done = 0;
+        let (mut done, mut tries) = (0, 0);
         while done < into.len() {
             match self.file.read_at(&mut into[done..], byte_offset(first) + done as u64) {
                 // Direct I/O may end in the middle of a page only at the file's end.
                 Ok(n) if n == 0 || (self.direct && n % 512 != 0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The system is short of something, not the file: a page must not be taken for lost because of that.
+                Err(error) if is_passing(&error) && tries < PASSING_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(tries));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -37,6 +37,9 @@ pub enum ScanError {
     /// One is running.
     #[error("scan {0} is still running")]
     Busy(u64),
+    /// The guest has ended.
+    #[error("the guest has ended")]
+    Closed,
     /// The thread could not be started.
     #[error("the scan thread can't be started")]
     Thread(#[source] std::io::Error),
@@ -60,7 +63,8 @@ struct Shared {
 struct Book {
     reports: BTreeMap<u64, ScanReport>,
     last: u64,
-    running: Option<JoinHandle<()>>,
+    /// The newest series' thread; it waits for the one before it.
+    thread: Option<JoinHandle<()>>,
     closed: bool,
 }
 
@@ -74,6 +78,9 @@ impl Scans {
     pub fn start(&self, plan: ScanPlan) -> Result<u64, ScanError> {
         check(&plan)?;
         let mut book = self.shared.lock();
+        if book.closed {
+            return Err(ScanError::Closed);
+        }
         if let Some(report) = book.reports.values().find(|report| report.state == ScanState::Running) {
             return Err(ScanError::Busy(report.id));
         }
@@ -85,10 +92,16 @@ impl Scans {
             watcher: Arc::clone(&self.watcher),
             counters: Arc::clone(&self.counters),
         };
-        let thread =
-            std::thread::Builder::new().name("scan".into()).spawn(move || series.run()).map_err(ScanError::Thread)?;
+        // A cancelled series may still be at its last step; two must never scan at once.
+        let previous = book.thread.take();
+        let body = move || {
+            if previous.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("the scan thread panicked");
+            }
+            series.run();
+        };
+        book.thread = Some(std::thread::Builder::new().name("scan".into()).spawn(body).map_err(ScanError::Thread)?);
         book.last = id;
-        book.running = Some(thread);
         let report = ScanReport { id, state: ScanState::Running, plan, loops: Vec::new(), error: None };
         book.reports.insert(id, report);
         if book.reports.len() > KEPT {
@@ -119,7 +132,7 @@ impl Scans {
         let running = {
             let mut book = self.shared.lock();
             book.closed = true;
-            book.running.take()
+            book.thread.take()
         };
         self.shared.changed.notify_all();
         if running.is_some_and(|thread| thread.join().is_err()) {

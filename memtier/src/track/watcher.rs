@@ -1,9 +1,9 @@
 //! Turns what a tracker sees into generations on frame words and into the idle bitmap, with page_idle's contract
 //! (`Documentation/admin-guide/mm/idle_page_tracking.rst`) over guest frame numbers.
 //!
-//! Promises: before references are cleared, they are noted, so that one user's arming does not blind another; an idle bit is set only on a
-//! frame that was armed before it; a bit read as set means: not accessed since it was marked, checked at the moment of reading. Must never:
-//! report a frame that is not resident as idle.
+//! Promises: before references are cleared, they are noted, so that the bitmap's users do not blind a scan; an idle bit is set only on a frame
+//! that was armed before it; a bit read as set means: not accessed since it was last marked, checked at the moment of reading. A scan marks
+//! everything, as users of the kernel's bitmap mark for each other. Must never: report a frame that is not resident as idle.
 
 use std::io;
 use std::ops::Range;
@@ -66,6 +66,25 @@ impl Watcher {
 
     /// One scan: arms everything, lets `wait` pass the time, notes what was accessed. `None` if `wait` answers false: cancelled.
     pub fn scan(&self, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
+        let seen = self.try_scan(wait);
+        if !matches!(seen, Ok(Some(_))) {
+            self.abandon();
+        }
+        seen
+    }
+
+    /// Takes the marks of an unfinished scan back, so that the next one can use its number.
+    fn abandon(&self) {
+        let (abandoned, finished) = self.arena.clock.abandon();
+        if abandoned != finished {
+            for frame in self.frames() {
+                // A refusal means that it has no such mark.
+                let _ = self.arena.frames.update(frame, |word| word.relabelled(abandoned, finished));
+            }
+        }
+    }
+
+    fn try_scan(&self, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
         let began = Instant::now();
         let all = 0..self.arena.memory.frames();
         let generation = self.arm_all(all.clone())?;
@@ -112,7 +131,7 @@ impl Watcher {
     /// Resident frames that `generation` saw used, and those it did not.
     fn count(&self, generation: Generation) -> (u64, u64) {
         let (mut accessed, mut idle) = (0, 0);
-        for frame in (0..self.arena.memory.frames()).map(FrameIndex) {
+        for frame in self.frames() {
             let word = self.arena.frames.get(frame);
             if word.state() == State::Resident {
                 if word.age(generation) == 0 { accessed += 1 } else { idle += 1 }
@@ -123,7 +142,7 @@ impl Watcher {
 
     fn keep_ages_from_wrapping(&self) {
         let finished = self.arena.clock.finished();
-        for frame in (0..self.arena.memory.frames()).map(FrameIndex) {
+        for frame in self.frames() {
             // A refusal means that the age is small.
             let _ = self.arena.frames.update(frame, |word| word.aged(finished));
         }
@@ -135,7 +154,7 @@ impl Watcher {
         self.tracker.collect(&self.arena.memory, frames, &mut |run| {
             for frame in run.map(FrameIndex) {
                 idle.clear(frame);
-                // A refusal means that it is in transition or out; then its next state carries the label.
+                // A refusal means that it is out, or marked already.
                 let _ = self.arena.frames.update(frame, |word| word.seen(now).filter(|seen| *seen != word));
             }
         })
@@ -221,6 +240,10 @@ impl Watcher {
     /// Bytes in the bitmap: whole chunks up to the last frame.
     pub fn bitmap_len(&self) -> u64 {
         self.arena.memory.end().0.div_ceil(CHUNK_FRAMES) * 8
+    }
+
+    fn frames(&self) -> impl Iterator<Item = FrameIndex> + use<> {
+        (0..self.arena.memory.frames()).map(FrameIndex)
     }
 
     fn lock(&self) -> MutexGuard<'_, IdleBits> {
