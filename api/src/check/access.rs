@@ -25,7 +25,7 @@ fn userfaultfd() -> Row {
         Err(error @ UffdError::Permission(_)) => Row::missing(
             WHAT,
             chain(&error),
-            "give this user read and write access to /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1, or grant CAP_SYS_PTRACE",
+            "give this user read access to /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1, or grant CAP_SYS_PTRACE",
         ),
         Err(error @ UffdError::Features { .. }) => Row::missing(WHAT, chain(&error), "run Linux 6.6 or later"),
         Err(error) => Row::missing(WHAT, chain(&error), "run a kernel with CONFIG_USERFAULTFD"),
@@ -36,7 +36,7 @@ fn userfaultfd() -> Row {
 fn userfaultfd_access() -> Row {
     const WHAT: &str = "userfaultfd access";
     let mut ways = Vec::new();
-    let device = match OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") {
+    let device = match File::open("/dev/userfaultfd") {
         Ok(_) => {
             ways.push("/dev/userfaultfd");
             "opens".to_owned()
@@ -57,7 +57,7 @@ fn userfaultfd_access() -> Row {
     Row::missing(
         WHAT,
         format!("/dev/userfaultfd: {device}; vm.unprivileged_userfaultfd: {sysctl}; no CAP_SYS_PTRACE"),
-        "give this user read and write access to /dev/userfaultfd, for example with a udev rule",
+        "give this user read access to /dev/userfaultfd, for example with a udev rule",
     )
 }
 

@@ -22,7 +22,7 @@ use crate::config::{Draft, DraftError};
 use crate::guest::Kvm;
 use crate::instance::{Instance, InstanceError};
 use crate::rest::{Server, ServerError};
-use crate::sys::signals::EndSignals;
+use crate::sys::signals::{EndSignals, ignore_file_size_signal};
 
 /// Flags of `ebb run`. With --kernel or --config the guest starts at once; with --api-sock alone ebb waits for a client.
 #[derive(Args, Debug, Default)]
@@ -112,6 +112,7 @@ pub fn run(args: RunArgs) -> Result<(), RunError> {
         // Says what is missing before a socket or a thread is made for it.
         draft.machine_config()?;
     }
+    ignore_file_size_signal().map_err(RunError::Signals)?;
     let signals = EndSignals::block().map_err(RunError::Signals)?;
     let instance = Arc::new(Instance::new(draft, Box::new(Kvm)));
     // The server's drop stops it and removes the socket, also when the start fails.

@@ -307,3 +307,55 @@ pub fn checked_cpus(cpus: u8) -> Result<u8, DraftError> {
 fn checked_memory(mib: u64) -> Result<u64, DraftError> {
     mib.checked_mul(1 << 20).filter(|bytes| *bytes > 0).ok_or(DraftError::Memory(mib))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area(path: &str) -> AreaSpec {
+        AreaSpec { path: path.into(), size: None, priority: None }
+    }
+
+    #[test]
+    fn as_many_areas_as_can_be_on_and_no_more() {
+        let mut draft = Draft::default();
+        for number in 0..MAX_AREAS {
+            assert_eq!(draft.set_area(area(&number.to_string())), Ok(number));
+        }
+        assert_eq!(draft.set_area(area("one more")), Err(DraftError::TooManyAreas));
+        assert_eq!(draft.set_area(area("3")), Ok(3), "replacing one is no more");
+        assert_eq!(DraftError::TooManyAreas.to_string(), "more than 64 swap areas");
+    }
+
+    #[test]
+    fn a_machine_needs_a_kernel_and_a_root_device_adds_to_the_default_command_line() {
+        let mut draft = Draft::default();
+        assert_eq!(draft.machine_config().unwrap_err(), DraftError::NoKernel);
+        draft.boot = Some(BootSource { kernel_image_path: "k".into(), initrd_path: None, boot_args: None });
+        assert_eq!(draft.machine_config().unwrap().boot.cmdline, None);
+        let root: Drive = serde_json::from_str(
+            r#"{"drive_id": "r", "path_on_host": "r", "is_root_device": true, "is_read_only": true, "partuuid": "ab-01"}"#,
+        )
+        .unwrap();
+        draft.set_drive(root).unwrap();
+        let expected = format!("{} root=PARTUUID=ab-01 ro", vmm::DEFAULT_CMDLINE);
+        assert_eq!(draft.machine_config().unwrap().boot.cmdline, Some(expected));
+    }
+
+    #[test]
+    fn memory_set_to_the_byte_survives_a_change_of_the_processors() {
+        let mut draft = Draft { memory: (5 << 20) + 4096, ..Draft::default() };
+        let update: MachineConfigurationUpdate = serde_json::from_str(r#"{"vcpu_count": 2}"#).unwrap();
+        draft.update_machine(&update).unwrap();
+        assert_eq!((draft.cpus, draft.memory), (2, (5 << 20) + 4096));
+    }
+
+    #[test]
+    fn names_are_letters_digits_and_dashes() {
+        let mut draft = Draft::default();
+        for id in ["", "a_b", "ä", "a b", &"x".repeat(65)] {
+            assert_eq!(draft.set_id(id), Err(DraftError::Id(id.to_owned())));
+        }
+        assert_eq!(draft.set_id(&"x".repeat(64)), Ok(()));
+    }
+}

@@ -112,3 +112,31 @@ fn draft(file: ConfigFile) -> Result<Draft, DraftError> {
     }
     Ok(draft)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(Path::new("x"), &bytes);
+        }
+
+        #[test]
+        fn any_numbers_and_words_are_taken_or_refused(
+            cpus in any::<i64>(), mib in any::<u64>(), tracker in ".{0,8}", size in any::<u64>(), console in ".{0,8}"
+        ) {
+            let text = serde_json::json!({
+                "machine-config": { "vcpu_count": cpus, "mem_size_mib": mib },
+                "memtier": { "tracker": tracker, "swap_areas": [{ "path": console, "size": size }] },
+                "console": console,
+            });
+            if let Ok(draft) = parse(Path::new("x"), text.to_string().as_bytes()) {
+                prop_assert!((1..=32).contains(&draft.cpus));
+                prop_assert_eq!(draft.memory >> 20, mib);
+            }
+        }
+    }
+}

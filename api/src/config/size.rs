@@ -84,6 +84,19 @@ mod tests {
         assert_eq!(parse_size("17179869184G").unwrap_err().to_string(), "'17179869184G' is larger than 2^64 bytes");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_size_or_refused(text in ".{0,24}") {
+            let _ = parse_size(&text);
+        }
+
+        #[test]
+        fn what_is_written_in_whole_units_is_read_to_the_byte(number in 0u64..1 << 34, unit in 0usize..4) {
+            let text = format!("{number}{}", ["", "K", "M", "G"][unit]);
+            proptest::prop_assert_eq!(parse_size(&text), Ok(number << (10 * unit)));
+        }
+    }
+
     #[test]
     fn sizes_are_shown_short() {
         for (bytes, text) in [

@@ -83,9 +83,10 @@ fn status_of(error: &ControlError) -> StatusCode {
         | ControlError::Scan(ScanError::Range { .. }) => StatusCode::BAD_REQUEST,
         ControlError::Idle(IdleError::BeyondEnd { .. }) => StatusCode::RANGE_NOT_SATISFIABLE,
         ControlError::Swap(error) => status_of_swap(error),
-        ControlError::Scan(ScanError::Busy(_)) | ControlError::NotEmptied { .. } | ControlError::Lock(_) => {
-            StatusCode::CONFLICT
-        }
+        ControlError::Closed
+        | ControlError::Scan(ScanError::Busy(_) | ScanError::Closed)
+        | ControlError::NotEmptied { .. }
+        | ControlError::Lock(_) => StatusCode::CONFLICT,
         ControlError::Memory(_)
         | ControlError::Uffd(_)
         | ControlError::Tracker(_)

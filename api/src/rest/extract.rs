@@ -56,7 +56,8 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     })
 }
 
-/// A JSON body. A request without a content type counts as JSON; with another one it is refused.
+/// A JSON body. A request without a content type counts as JSON, and so does one with the form type that `curl -d` sends unasked; with
+/// another one it is refused.
 #[derive(Debug)]
 pub struct JsonBody<T>(pub T);
 
@@ -65,7 +66,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
         match media_type(request.headers())?.as_deref() {
-            None | Some("application/json") => {}
+            None | Some("application/json" | "application/x-www-form-urlencoded") => {}
             Some(other) => return Err(wrong_media_type(other, "application/json")),
         }
         parse_json(&read(request, JSON_LIMIT).await?).map(Self)
@@ -107,7 +108,7 @@ impl<S: Send + Sync> FromRequest<S> for BinaryBody {
 /// JSON, or a long text.
 #[derive(Debug)]
 pub enum JsonOrText<T> {
-    /// A JSON body, within [`JSON_LIMIT`].
+    /// A JSON body, within [`JSON_LIMIT`]; see [`JsonBody`] for its content types.
     Json(T),
     /// A text/plain body, within [`BULK_LIMIT`].
     Text(Bytes),
@@ -118,7 +119,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonOrText<T> {
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
         match media_type(request.headers())?.as_deref() {
-            None | Some("application/json") => parse_json(&read(request, JSON_LIMIT).await?).map(Self::Json),
+            None | Some("application/json" | "application/x-www-form-urlencoded") => {
+                parse_json(&read(request, JSON_LIMIT).await?).map(Self::Json)
+            }
             Some("text/plain") => read(request, BULK_LIMIT).await.map(Self::Text),
             Some(other) => Err(wrong_media_type(other, "application/json or text/plain")),
         }

@@ -1,7 +1,7 @@
 //! The API thread: one socket, one single-threaded runtime, all routes.
 //!
-//! Promises: the socket exists and is listened on when [`Server::start`] returns; dropping the server ends the thread within
-//! [`LAST_ANSWERS`] and removes the socket. Must never: block the runtime's thread on the guest or its tiers.
+//! Promises: the socket exists and is listened on when [`Server::start`] returns; dropping the server removes the socket and ends
+//! the thread within twice [`LAST_ANSWERS`]. Must never: block the runtime's thread on the guest or its tiers.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP taken by one thread that waits for them.
+//! SIGTERM, SIGINT and SIGHUP taken by one thread that waits for them; SIGXFSZ not at all.
 //!
 //! Promises: no handler runs, so nothing is interrupted half way. Must never: be set up after other threads exist, since only threads made
 //! later inherit the blocked signals.
@@ -6,6 +6,15 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+
+/// Makes a write beyond the file size limit (`ulimit -f`) an error as any other. Without this it ends the process, and the guest with it.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: ignoring a signal installs no handler.
+    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
 
 /// The signals that end a guest, blocked in this thread and all that it makes.
 pub struct EndSignals(libc::sigset_t);

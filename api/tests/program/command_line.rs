@@ -10,7 +10,7 @@ use api::client::{Body, Client};
 use hyper::Method;
 use serde_json::Value;
 
-use crate::support::{ebb, error_line};
+use crate::support::{CRASH, RESET, SPIN, ctl, ebb, error_line, payload};
 
 fn run(args: &[&str]) -> Output {
     ebb().arg("run").args(args).stdin(Stdio::null()).output().unwrap()
@@ -135,13 +135,17 @@ fn a_file_that_is_wrong_is_refused_with_the_place() {
     assert_eq!(line, "configuration /dev/zero is larger than 1048576 bytes");
 }
 
-/// An `ebb run --api-sock` that waits for a client.
+/// An `ebb run --api-sock` under way.
 struct Waiting(Child);
 
 impl Waiting {
     fn start(socket: &Path) -> Self {
+        Self::start_with(socket, &[])
+    }
+
+    fn start_with(socket: &Path, args: &[&str]) -> Self {
         let mut command = ebb();
-        command.args(["run", "--id", "sleeper", "--api-sock"]).arg(socket);
+        command.args(["run", "--id", "sleeper", "--api-sock"]).arg(socket).args(args);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut waiting = Self(child);
         // Serving begins when the socket answers; a failed start ends the loop too.
@@ -210,6 +214,98 @@ fn a_kernel_that_is_not_there_is_one_clear_line_and_no_socket() {
     let output = run(&["--kernel", "/nonexistent/vmlinux", "--api-sock", socket.to_str().unwrap()]);
     let line = error_line(&output);
     assert!(line.contains("/nonexistent/vmlinux"), "{line}");
+    assert!(!socket.exists());
+}
+
+/// A directory with a guest image in it.
+fn guest(rest: &[u8]) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("guest");
+    std::fs::write(&image, payload(rest)).unwrap();
+    let image = image.to_str().unwrap().to_owned();
+    (directory, image)
+}
+
+#[test]
+fn a_guest_that_resets_is_a_success_and_its_console_is_stdout() {
+    let (_directory, image) = guest(&RESET);
+    let output = run(&["--kernel", &image, "--memory", "32M"]);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+    assert_eq!(output.stdout, b"hi\n");
+}
+
+#[test]
+fn a_guest_that_crashes_is_a_failure() {
+    let (directory, image) = guest(&CRASH);
+    let log = directory.path().join("log");
+    let output = run(&["--kernel", &image, "--memory", "32M", "--console", log.to_str().unwrap()]);
+    assert_eq!(error_line(&output), "the guest crashed with a triple fault");
+    assert_eq!(std::fs::read(log).unwrap(), b"hi\n");
+    assert_eq!(output.stdout, b"");
+}
+
+#[test]
+fn a_closed_stdout_harms_neither_guest_nor_program() {
+    let (_directory, image) = guest(&RESET);
+    let mut command = ebb();
+    command.args(["run", "--kernel", &image, "--memory", "32M"]).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_running_guest_is_looked_at_paused_evicted_and_ended_by_a_signal() {
+    let (directory, image) = guest(&SPIN);
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let socket = directory.path().join("api.sock");
+    let swap = format!("{},size=32M", path("swap"));
+    let args = ["--kernel", &image, "--memory", "32M", "--console", &path("log"), "--swap", &swap];
+    let mut running = Waiting::start_with(&socket, &args);
+    // The socket is there before the guest; until that is built, the tiers are not.
+    while !ctl(&socket, &["status"]).status.success() {
+        std::thread::yield_now();
+    }
+    let client = Client::new(&socket).unwrap();
+    let state = || {
+        let info = client.request(Method::GET, "/", Body::Empty).unwrap();
+        serde_json::from_slice::<Value>(&info).unwrap()["state"].clone()
+    };
+    assert_eq!(state(), "Running");
+    for (wanted, shown) in [("Paused", "Paused"), ("Resumed", "Running")] {
+        let body = Body::Json(format!(r#"{{"state": "{wanted}"}}"#));
+        client.request(Method::PATCH, "/vm", body).unwrap();
+        assert_eq!(state(), shown);
+    }
+    let evicted = ctl(&socket, &["evict", "--all", "--json"]);
+    let evicted: Value = serde_json::from_slice(&evicted.stdout).unwrap();
+    assert!(evicted["outcomes"]["evicted"].as_u64().unwrap() > 0, "{evicted}");
+    assert_eq!(evicted["outcomes"]["error"], 0);
+    assert_eq!(state(), "Running");
+    running.signal(libc::SIGTERM);
+    let (status, text) = running.end();
+    assert_eq!((status.code(), text.as_str()), (Some(1), "ebb: stopped by SIGTERM\n"));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_client_starts_a_real_guest_and_the_program_ends_with_it() {
+    let (directory, image) = guest(&RESET);
+    let socket = directory.path().join("api.sock");
+    let waiting = Waiting::start(&socket);
+    let client = Client::new(&socket).unwrap();
+    let put = |target: &str, body: Value| client.exchange(Method::PUT, target, Body::Json(body.to_string())).unwrap();
+    let start = || put("/actions", serde_json::json!({ "action_type": "InstanceStart" }));
+    put("/boot-source", serde_json::json!({ "kernel_image_path": "/nonexistent/kernel" }));
+    let (status, refusal) = start();
+    assert_eq!(status, 400);
+    assert!(String::from_utf8_lossy(&refusal).contains("/nonexistent/kernel"));
+    put("/boot-source", serde_json::json!({ "kernel_image_path": image }));
+    assert_eq!(start().0, 204);
+    let (status, text) = waiting.end();
+    assert!(status.success(), "{text}");
     assert!(!socket.exists());
 }
 

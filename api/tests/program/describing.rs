@@ -241,6 +241,7 @@ fn the_description_of_the_api_has_every_path_and_every_schema_it_names() {
         let name = reference.split('"').next().unwrap();
         assert!(api["components"]["schemas"].get(name).is_some(), "{name} is not described");
     }
+    assert_eq!(api["components"]["schemas"]["IdleBits"]["format"], "binary");
     assert_eq!(site.expect(200, "GET", "/version", "")["firecracker_version"], env!("CARGO_PKG_VERSION"));
 }
 

@@ -225,10 +225,23 @@ impl Site {
 
     /// The same, with something that happens before each launch.
     pub fn with_launch(before: BeforeLaunch) -> Self {
+        Self::with(Draft::default(), before)
+    }
+
+    /// A running guest without tiering.
+    pub fn untiered() -> Self {
+        let mut draft = Draft::default();
+        draft.tracker = "off".parse().unwrap();
+        let site = Self::with(draft, Box::new(|_| Ok(())));
+        site.expect(204, "PUT", "/boot-source", r#"{"kernel_image_path": "kernel"}"#);
+        site
+    }
+
+    fn with(draft: Draft, before: BeforeLaunch) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let launched = Launched::default();
         let launcher = TestLauncher { launched: Arc::clone(&launched), before };
-        let instance = Arc::new(Instance::new(Draft::default(), Box::new(launcher)));
+        let instance = Arc::new(Instance::new(draft, Box::new(launcher)));
         let socket = directory.path().join("api.sock");
         let server = Some(Server::start(&socket, instance).unwrap());
         Self { client: Client::new(&socket).unwrap(), launched, server, directory }
@@ -350,6 +363,39 @@ pub fn fault(answer: &Value) -> String {
     assert_eq!(object.len(), 1, "{answer}");
     object["fault_message"].as_str().expect("a fault_message").to_owned()
 }
+
+/// Guests of a few instructions: an ELF image that writes "hi" to the serial port and then does `rest`.
+pub fn payload(rest: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0x10_1000;
+    const OFFSET: usize = 0x1000;
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    for byte in *b"hi\n" {
+        code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
+    }
+    code.extend(rest);
+    let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+    image.resize(16, 0);
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
+    for word in [BASE, 64, 0] {
+        image.extend(word.to_le_bytes()); // entry, program headers, section headers
+    }
+    image.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]); // one program header
+    image.extend([1, 0, 0, 0, 7, 0, 0, 0]); // load, read-write-execute
+    let len = code.len() as u64;
+    for word in [OFFSET as u64, BASE, BASE, len, len, OFFSET as u64] {
+        image.extend(word.to_le_bytes());
+    }
+    image.resize(OFFSET, 0);
+    image.extend(code);
+    image
+}
+
+/// Asks for a reset through the keyboard controller, then halts.
+pub const RESET: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+/// Goes round for ever.
+pub const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// An undefined instruction, with nobody to handle it.
+pub const CRASH: [u8; 2] = [0x0f, 0x0b];
 
 /// The program.
 pub fn ebb() -> Command {

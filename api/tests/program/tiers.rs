@@ -33,6 +33,18 @@ fn before_the_start_and_without_tiering_the_tiers_are_refused_in_words() {
         let message = site.refused(400, method, target, body);
         assert_eq!(message, "this is not possible before the guest is started", "{method} {target}");
     }
+    let site = Site::untiered();
+    let area = r#"{"path": "s", "size": 1048576}"#;
+    assert_eq!(
+        site.refused(400, "PUT", "/memtier/swap_areas", area),
+        "swap areas need a tracker, and the tracker is off"
+    );
+    site.expect(204, "PUT", "/actions", r#"{"action_type": "InstanceStart"}"#);
+    for (method, target, body) in requests {
+        let message = site.refused(400, method, target, body);
+        assert_eq!(message, "memory tiering is off for this guest", "{method} {target}");
+    }
+    site.refused(400, "PUT", "/memtier/swap_areas", area);
 }
 
 #[test]

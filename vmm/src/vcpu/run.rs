@@ -178,9 +178,8 @@ impl Vcpu {
         match self.give_machine_check(gpa, restart) {
             Ok(()) => Step::Continue,
             Err(why) => {
-                let what = self.what_is_wrong_with(gpa);
-                let text = format!("it touched guest memory at {gpa:#x}, which {what}, and {why}");
-                Step::Ended(self.failed(&text))
+                let how = self.how_lost(gpa);
+                Step::Ended(self.failed(&format!("it {why}, and touched guest memory at {gpa:#x}, which is {how}")))
             }
         }
     }
@@ -188,12 +187,12 @@ impl Vcpu {
     /// Tells the guest, or why it cannot be told.
     fn give_machine_check(&self, gpa: u64, restart: Restart) -> Result<(), String> {
         let Some(machine_checks) = self.shared.machine_checks else {
-            return Err("this KVM has no machine checks to tell it".into());
+            return Err("can get no machine checks from this KVM".into());
         };
         match machine_checks.inject(&self.fd, gpa, restart) {
             Ok(MachineCheck::Injected) => {
-                let what = self.what_is_wrong_with(gpa);
-                tracing::error!("guest memory at {gpa:#x} {what}; vCPU {} gets a machine check", self.index);
+                let how = self.how_lost(gpa);
+                tracing::error!("vCPU {} gets a machine check: guest memory at {gpa:#x} is {how}", self.index);
                 Ok(())
             }
             Ok(MachineCheck::NotTaken) => Err("takes no machine check".into()),
@@ -201,10 +200,11 @@ impl Vcpu {
         }
     }
 
-    fn what_is_wrong_with(&self, gpa: u64) -> &'static str {
+    /// Which of two ways it was lost in, for people.
+    fn how_lost(&self, gpa: u64) -> &'static str {
         match &self.shared.memtier {
-            Some(memtier) if memtier.is_poisoned(Gfn::containing(gpa)) => "could not be brought back",
-            _ => "cannot be read",
+            Some(memtier) if memtier.is_poisoned(Gfn::containing(gpa)) => "lost: it could not be brought back",
+            _ => "lost",
         }
     }
 

@@ -62,9 +62,11 @@ fn pages_leave_and_come_back_under_a_running_guest() {
         listener.wait(|counts| counts.get(&0).copied().unwrap_or(0) > before);
         evicted += memtier.evict(&[range()]).expect("evicted").evicted;
     }
-    assert!(evicted > 100, "{evicted} pages left");
+    // How many depends on who is faster; a page that is written at that moment stays.
+    assert!(evicted > 0, "no page left under way");
     machine.pause().expect("paused");
-    memtier.evict(&[range()]).expect("evicted");
+    let outcomes = memtier.evict(&[range()]).expect("evicted");
+    assert_eq!(outcomes.evicted + outcomes.absent, u64::from(PAGES), "{outcomes:?}");
     machine.resume().expect("resumed");
     machine.stop();
     assert_eq!(machine.wait(), ExitReason::Stopped);
@@ -89,7 +91,7 @@ fn a_lost_page_ends_a_guest_that_takes_no_machine_checks_and_is_named() {
     machine.resume().expect("resumed");
     let ExitReason::Failed(what) = machine.wait() else { panic!("{:?}", machine.wait()) };
     // The pause may have come anywhere in the loop, so that any of the pages can be the first.
-    assert!(what.contains("guest memory at 0x40") && what.contains("could not be brought back"), "{what}");
+    assert!(what.contains("guest memory at 0x40") && what.contains("which is lost"), "{what}");
     assert!(what.contains("takes no machine check"), "{what}");
     assert!(memtier.status().poisoned_pages >= 1);
 }

@@ -109,6 +109,20 @@ mod tests {
         assert_eq!(ranges("5000\n5000"), [(0x5000, 0x1000), (0x5000, 0x1000)]);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_addresses_or_refused(text in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+            let _ = parse_addresses(&text);
+        }
+
+        #[test]
+        fn as_many_pages_as_lines_are_asked_for(addresses in proptest::collection::vec(0u64..1 << 48, 0..50)) {
+            let text: String = addresses.iter().map(|address| format!("{address:#x}\n")).collect();
+            let bytes: u64 = ranges(&text).iter().map(|(_, len)| len).sum();
+            proptest::prop_assert_eq!(bytes, 4096 * addresses.len() as u64);
+        }
+    }
+
     #[test]
     fn a_line_that_is_no_address_is_named() {
         for (text, line) in [

@@ -52,7 +52,7 @@ impl Piece {
 
 /// Read idle bits: 1 for frames not accessed since they were marked; past the last frame there are no bytes
 #[utoipa::path(get, path = "/memtier/idle_bitmap", tag = "memtier", params(Piece), responses(
-    (status = 200, description = "The bits, at most 16 MiB of them", body = Vec<u8>, content_type = "application/octet-stream"),
+    (status = 200, description = "The bits, at most 16 MiB of them", body = IdleBits, content_type = "application/octet-stream"),
     (status = "default", description = "Any error", body = Fault)))]
 async fn get_idle_bitmap(State(state): State<Arc<ApiState>>, UrlQuery(piece): UrlQuery<Piece>) -> Answer {
     piece.check()?;
@@ -77,6 +77,12 @@ fn read_bits(tiers: &Memtier, piece: Piece) -> Result<Vec<u8>, ControlError> {
     Ok(bits)
 }
 
+/// A piece of the bitmap as it is sent, only for the API's description.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "bodies are bytes; this only says so")]
+struct IdleBits(Vec<u8>);
+
 /// How much of a write was taken.
 #[derive(Debug, Serialize, ToSchema)]
 struct Written {
@@ -86,7 +92,7 @@ struct Written {
 
 /// Mark frames idle: 1 marks, 0 does nothing
 #[utoipa::path(put, path = "/memtier/idle_bitmap", tag = "memtier", params(Piece),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
+    request_body(content = IdleBits, content_type = "application/octet-stream"), responses(
     (status = 200, description = "Done", body = Written),
     (status = 416, description = "Begins past the last frame", body = Fault),
     (status = "default", description = "Any error", body = Fault)))]
