@@ -35,12 +35,17 @@ pub struct Arena {
 
 impl Arena {
     /// Opens a userfaultfd and registers all of `memory` for write-protection (which also makes the kernel map single pages on a fault
-    /// instead of a neighbourhood: exact tracking needs that). Nothing traps before a page leaves.
+    /// instead of a neighbourhood: exact tracking needs that). Locks what gets touched against the host's own reclaim, if this process may:
+    /// which pages leave is decided here, and a page that the host unmaps looks as if nobody had used it. Nothing traps before a page
+    /// leaves.
     pub fn new(memory: GuestMemory) -> Result<Self, UffdError> {
         let uffd = Uffd::open()?;
         for region in memory.regions() {
             mem::forbid_huge_pages(region.map, region.bytes()).map_err(UffdError::HugePages)?;
             uffd.register(region.map, region.bytes(), false)?;
+            if let Err(error) = mem::lock_on_fault(region.map, region.bytes()) {
+                tracing::warn!(%error, "guest memory can't be locked: the host's reclaim may unmap pages, which then look idle");
+            }
         }
         let frames = FrameTable::new(memory.frames() as usize);
         let missing = MissingChunks::new(memory.frames());

@@ -10,11 +10,18 @@ use memtier::sys::uffd::{Uffd, UffdError};
 use super::Row;
 use crate::cli::chain;
 
-/// CAP_SYS_PTRACE's number (include/uapi/linux/capability.h).
+// Numbers from include/uapi/linux/capability.h.
+const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_PTRACE: u32 = 19;
 
 pub(super) fn rows() -> Vec<Row> {
-    vec![userfaultfd(), userfaultfd_access(), pagemap_scan(), page_idle(Path::new("/sys/kernel/mm/page_idle/bitmap"))]
+    vec![
+        userfaultfd(),
+        userfaultfd_access(),
+        memory_locking(),
+        pagemap_scan(),
+        page_idle(Path::new("/sys/kernel/mm/page_idle/bitmap")),
+    ]
 }
 
 /// Opens one as the tiers do, with all features that they need.
@@ -29,6 +36,27 @@ fn userfaultfd() -> Row {
         ),
         Err(error @ UffdError::Features { .. }) => Row::missing(WHAT, chain(&error), "run Linux 6.6 or later"),
         Err(error) => Row::missing(WHAT, chain(&error), "run a kernel with CONFIG_USERFAULTFD"),
+    }
+}
+
+/// Whether guest memory can be kept from the host's own reclaim.
+fn memory_locking() -> Row {
+    const WHAT: &str = "memory locking";
+    if has_capability(CAP_IPC_LOCK) {
+        return Row::ok(WHAT, "without limit, by CAP_IPC_LOCK");
+    }
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().next());
+    match limit {
+        Some("unlimited") => Row::ok(WHAT, "without limit"),
+        _ => Row::warn(
+            WHAT,
+            format!(
+                "limited to {} bytes: the host may unmap guest pages, which then look idle",
+                limit.unwrap_or("unknown")
+            ),
+            "raise the limit (ulimit -l unlimited, LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK",
+        ),
     }
 }
 

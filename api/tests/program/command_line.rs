@@ -338,6 +338,7 @@ fn check_says_of_each_thing_how_it_is_and_what_to_do() {
         "KVM dirty ring",
         "userfaultfd",
         "userfaultfd access",
+        "memory locking",
         "PAGEMAP_SCAN",
         "page_idle",
         "io_uring",

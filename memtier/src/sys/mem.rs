@@ -8,14 +8,25 @@ use std::os::fd::AsRawFd;
 
 use crate::units::Hva;
 
-/// Drops the page tables of a shared mapping's range (`MADV_DONTNEED`). The data stays in the file; the next touch maps it again.
+/// Drops the page tables of a shared mapping's range (`MADV_DONTNEED_LOCKED`, Linux 5.18: also where it is locked). The data stays in the
+/// file; the next touch maps it again.
 ///
 /// # Safety
 /// The range must be a shared file mapping: on private memory this call destroys data.
 pub unsafe fn drop_page_tables(start: Hva, len: u64) -> io::Result<()> {
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: for a shared file mapping the call changes no data, only where the next touch finds it; the caller promises that it is one.
-    match unsafe { libc::madvise(start.0 as *mut libc::c_void, len, libc::MADV_DONTNEED) } {
+    match unsafe { libc::madvise(start.0 as *mut libc::c_void, len, libc::MADV_DONTNEED_LOCKED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps the kernel's own reclaim away from a mapping's pages once they are touched; brings none in.
+pub fn lock_on_fault(start: Hva, len: u64) -> io::Result<()> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: changes no data, only which pages the kernel may take.
+    match unsafe { libc::mlock2(start.0 as *const libc::c_void, len, libc::MLOCK_ONFAULT) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
