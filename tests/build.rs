@@ -21,12 +21,34 @@ fn main() {
 fn compile(sources: &Path, image: &Path) -> Command {
     let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets it"));
     rustc.arg(sources.join("main.rs")).arg("-o").arg(image);
-    rustc.args(["--edition", "2024", "--crate-name", "payload", "--crate-type", "bin", "--target", "x86_64-unknown-linux-gnu"]);
+    rustc.args([
+        "--edition",
+        "2024",
+        "--crate-name",
+        "payload",
+        "--crate-type",
+        "bin",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+    ]);
     // Always optimised: the workloads are to run at full speed whatever the tests are built with.
-    rustc.args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "relocation-model=static", "-C", "codegen-units=1", "-D", "warnings"]);
+    rustc.args([
+        "-C",
+        "opt-level=3",
+        "-C",
+        "panic=abort",
+        "-C",
+        "relocation-model=static",
+        "-C",
+        "codegen-units=1",
+        "-D",
+        "warnings",
+    ]);
     for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"] {
         rustc.arg("-C").arg(format!("link-arg={argument}"));
     }
-    rustc.arg("-C").arg(format!("link-arg=-Wl,-T,{}", sources.join("link.ld").display()));
+    rustc.args(["-C", "link-arg=-T", "-C"]).arg(format!("link-arg={}", sources.join("link.ld").display()));
+    // The linker may find one segment for everything remarkable; it is what the image wants.
+    rustc.args(["-A", "linker_messages"]);
     rustc
 }

@@ -62,7 +62,8 @@ pub mod event {
     pub const DONE: u32 = 2;
     /// A word held what nobody wrote. Data: address, least expected, most expected, found (low half first).
     pub const MISMATCH: u32 = 3;
-    /// The CPU raised an exception. Data: vector, error code, instruction pointer, CR2 (low half first). The command is given up.
+    /// The CPU raised an exception. Data: vector, error code, instruction pointer, address (low half first): what
+    /// CR2 holds, or the machine check's bank. The command is given up.
     pub const EXCEPTION: u32 = 4;
     /// The image panicked. Data: line number. The command is given up.
     pub const PANIC: u32 = 5;

@@ -11,6 +11,13 @@
     .set USER_CS, 0x33
     .set FIRST_TSS, 0x40
     .set TSS_BYTES, 256
+    .set MCG_CAP, 0x179
+    .set MCG_CTL_P, 0x100
+    .set MCG_STATUS, 0x17a
+    .set MCG_CTL, 0x17b
+    .set MC0_CTL, 0x400
+    .set MC0_STATUS, 0x401
+    .set MACHINE_CHECK, 18
 
     .section .boot, "ax"
     .global _start
@@ -100,6 +107,24 @@ wait_for_tables:
     lidt [idt_pointer]
     lea rax, [pml4]
     mov cr3, rax
+    # Machine checks on: every bank, the global control if there is one, then CR4.MCE below.
+    mov ecx, MCG_CAP
+    rdmsr
+    mov ebx, eax
+    mov eax, -1
+    mov edx, eax
+    test ebx, MCG_CTL_P
+    jz 1f
+    mov ecx, MCG_CTL
+    wrmsr
+1:  and ebx, 0xff
+    jz 3f
+    mov ecx, MC0_CTL
+2:  wrmsr
+    add ecx, 4
+    dec ebx
+    jnz 2b
+3:
     # SSE on (OSFXSR, OSXMMEXCPT), machine checks wanted (MCE); no emulation, no lazy FPU.
     mov rax, cr4
     or rax, 0x640
@@ -146,12 +171,43 @@ exception_stubs:
     .set vector, vector + 1
     .endr
 
-# Stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. The vCPU's index follows from where the stack is.
+# Stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. The vCPU's index follows from where the stack is. Registers are free: nothing goes
+# back to where the exception came from.
 exception:
     mov r15, rsp
     lea rax, [ring0_stacks]
     sub r15, rax
     shr r15, 12
+    mov r14, cr2
+    cmp dword ptr [rsp], MACHINE_CHECK
+    jne report
+
+    # The bank that has something valid says which address it is about; it and the global status are cleared, so that another check can come.
+    mov ecx, MCG_CAP
+    rdmsr
+    movzx ebx, al
+    mov ecx, MC0_STATUS
+1:  rdmsr
+    test edx, edx
+    jns 2f
+    inc ecx
+    rdmsr
+    mov r14, rdx
+    shl r14, 32
+    or r14, rax
+    dec ecx
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+2:  add ecx, 4
+    dec ebx
+    jnz 1b
+    mov ecx, MCG_STATUS
+    xor eax, eax
+    xor edx, edx
+    wrmsr
+
+report:
     mov edx, r15d
     shl edx, 3
     add edx, {data_port}
@@ -163,7 +219,7 @@ exception:
     out dx, eax
     shr rax, 32
     out dx, eax
-    mov rax, cr2
+    mov rax, r14
     out dx, eax
     shr rax, 32
     out dx, eax

@@ -49,12 +49,16 @@ impl Ports {
     fn read(&self, offset: u16) -> u32 {
         let value: u32;
         // SAFETY: port input changes nothing but its register; the host may have changed memory meanwhile, so memory is clobbered.
-        unsafe { core::arch::asm!("in eax, dx", out("eax") value, in("dx") self.base + offset, options(nostack, preserves_flags)) }
+        unsafe {
+            core::arch::asm!("in eax, dx", out("eax") value, in("dx") self.base + offset, options(nostack, preserves_flags))
+        }
         value
     }
 
     fn write(&self, offset: u16, value: u32) {
         // SAFETY: as for `read`: the host sees what was written to memory before.
-        unsafe { core::arch::asm!("out dx, eax", in("dx") self.base + offset, in("eax") value, options(nostack, preserves_flags)) }
+        unsafe {
+            core::arch::asm!("out dx, eax", in("dx") self.base + offset, in("eax") value, options(nostack, preserves_flags))
+        }
     }
 }

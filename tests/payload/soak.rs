@@ -37,7 +37,18 @@ impl<'a> Soak<'a> {
     pub fn new(vcpu: u64, mailbox: &'a Mailbox, ports: &'a Ports, args: &Args) -> Self {
         let &[seed, start, pages, table, hot, vcpus, ..] = args;
         let rng = Rng::new(seed ^ vcpu ^ memory::cycles());
-        Self { mailbox, mismatches: Mismatches::new(ports), rng, seed, vcpu, vcpus: vcpus.max(1), start, pages, hot, table }
+        Self {
+            mailbox,
+            mismatches: Mismatches::new(ports),
+            rng,
+            seed,
+            vcpu,
+            vcpus: vcpus.max(1),
+            start,
+            pages,
+            hot,
+            table,
+        }
     }
 
     /// Runs until the host says stop.
@@ -93,8 +104,11 @@ impl<'a> Soak<'a> {
         let (base, address) = (self.base(page), self.address(page));
         for index in 0..WORDS {
             let found = memory::read(address + index * 8);
-            let right =
-                if least == most { found == versioned_word(base, least, index) } else { word_is_between(base, least, most, index, found) };
+            let right = if least == most {
+                found == versioned_word(base, least, index)
+            } else {
+                word_is_between(base, least, most, index, found)
+            };
             if !right {
                 self.mismatches.report(address + index * 8, least, most, found);
             }

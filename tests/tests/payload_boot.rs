@@ -5,7 +5,8 @@ use std::time::Duration;
 use ebb_tests::payload::abi::{HISTOGRAM_BUCKETS, PAGE, SCRATCH_BASE, WORK_BASE};
 use ebb_tests::payload::pattern::{kind, kind_of, word};
 use ebb_tests::payload::{
-    AccessLoop, AccessPattern, Command, GuestWords, Pages, PayloadError, PayloadPlan, PayloadVm, Touch, VersionedPages, quantiles,
+    AccessLoop, AccessPattern, Command, GuestWords, Pages, PayloadError, PayloadPlan, PayloadVm, Touch, VersionedPages,
+    quantiles,
 };
 
 const MIB: u64 = 1 << 20;
@@ -69,7 +70,9 @@ fn an_access_outside_memory_is_reported_and_the_vcpu_goes_on() {
     let vm = plain(1, 32 * MIB);
     let outside = Pages { seed: 1, start: 48 * MIB, pages: 1, kinds: kind::RANDOM };
     match vm.vcpu(0).verify(outside) {
-        Err(PayloadError::Exception { exception, .. }) => assert_eq!((exception.vector, exception.cr2), (14, 48 * MIB)),
+        Err(PayloadError::Exception { exception, .. }) => {
+            assert_eq!((exception.vector, exception.address), (14, 48 * MIB))
+        }
         other => panic!("{other:?}"),
     }
     let inside = Pages { start: WORK_BASE, ..outside };
@@ -122,8 +125,12 @@ fn access_loops_count_what_they_do() {
     let quantiles = quantiles(4096, 0.99);
     let pairs = quantiles.chunks(2).map(|pair| u64::from(pair[0]) | u64::from(*pair.get(1).unwrap_or(&0)) << 32);
     words.write_all(table, pairs).expect("guest memory");
-    let patterns =
-        [AccessPattern::Sequential, AccessPattern::Random, AccessPattern::Zipf { table }, AccessPattern::HotCold { hot: 400 }];
+    let patterns = [
+        AccessPattern::Sequential,
+        AccessPattern::Random,
+        AccessPattern::Zipf { table },
+        AccessPattern::HotCold { hot: 400 },
+    ];
     for (pattern, write) in patterns.into_iter().flat_map(|pattern| [(pattern, false), (pattern, true)]) {
         words.write_all(SCRATCH_BASE, (0..HISTOGRAM_BUCKETS / 2).map(|_| 0)).expect("guest memory");
         let access = AccessLoop {

@@ -4,37 +4,16 @@ use std::time::{Duration, Instant};
 
 use ebb_tests::payload::abi::{PAGE, WORK_BASE};
 use ebb_tests::payload::pattern::{kind, kind_of, version_base, versioned_word, word};
-use ebb_tests::payload::{Command, Pages, PayloadPlan, PayloadVm, VersionedPages};
-use memtier::status::{GuestRange, Outcomes, Status};
+use ebb_tests::payload::{Command, Pages, TieredVm, VersionedPages};
+use memtier::status::{GuestRange, Outcomes};
 use memtier::units::AreaId;
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 64 * MIB;
 const PAGES: u64 = (MEMORY - WORK_BASE) / PAGE;
 
-struct Guest {
-    vm: PayloadVm,
-    _folder: tempfile::TempDir,
-}
-
-fn guest(vcpus: u8) -> Guest {
-    let folder = tempfile::tempdir().expect("a folder");
-    let plan = PayloadPlan::tiered(vcpus, MEMORY, folder.path().join("swap"), MEMORY + MIB);
-    Guest { vm: PayloadVm::start(&plan).expect("the guest starts"), _folder: folder }
-}
-
-impl Guest {
-    fn evict(&self, start: u64, pages: u64) -> Outcomes {
-        self.vm.memtier().evict(&[GuestRange { start, len: pages * PAGE }]).expect("evicted")
-    }
-
-    /// The status, whose sizes add up at every moment.
-    fn status(&self) -> Status {
-        let status = self.vm.memtier().status();
-        let out = status.swapped_pages + status.zero_pages + status.discarded_pages;
-        assert_eq!(status.resident_pages + status.untouched_pages + out + status.poisoned_pages, status.guest_pages, "{status:?}");
-        status
-    }
+fn guest(vcpus: u8) -> TieredVm {
+    TieredVm::start(vcpus, MEMORY, Some(MEMORY + MIB))
 }
 
 fn all_pages(seed: u64) -> Pages {
@@ -50,14 +29,14 @@ fn zero_pages(seed: u64) -> u64 {
 #[test]
 fn everything_leaves_and_every_word_comes_back() {
     let guest = guest(2);
-    guest.vm.vcpu(0).fill(all_pages(11)).expect("filled");
+    guest.vcpu(0).fill(all_pages(11)).expect("filled");
     for round in 1..=2 {
         let outcomes = guest.evict(WORK_BASE, PAGES);
         assert_eq!(outcomes, Outcomes { evicted: PAGES, ..Outcomes::default() });
         let status = guest.status();
         let zeros = zero_pages(11);
         assert_eq!((status.zero_pages, status.swapped_pages), (zeros, PAGES - zeros));
-        let verified = guest.vm.vcpu(round - 1).verify(all_pages(11)).expect("verified");
+        let verified = guest.vcpu(round - 1).verify(all_pages(11)).expect("verified");
         assert!(verified.is_clean(), "round {round}: {verified:?}");
         let status = guest.status();
         assert_eq!((status.zero_pages, status.swapped_pages), (0, 0));
@@ -68,9 +47,9 @@ fn everything_leaves_and_every_word_comes_back() {
 #[test]
 fn all_of_memory_may_leave_with_the_image_in_it() {
     let guest = guest(2);
-    guest.vm.vcpu(1).fill(all_pages(12)).expect("filled");
+    guest.vcpu(1).fill(all_pages(12)).expect("filled");
     guest.evict(0, MEMORY / PAGE);
-    for vcpu in guest.vm.vcpus() {
+    for vcpu in guest.vcpus() {
         assert!(vcpu.verify(all_pages(12)).expect("verified").is_clean());
     }
 }
@@ -79,12 +58,12 @@ fn all_of_memory_may_leave_with_the_image_in_it() {
 fn the_host_reads_the_guests_words_wherever_they_are() {
     let guest = guest(1);
     let pages = Pages { pages: 256, ..all_pages(13) };
-    guest.vm.vcpu(0).fill(pages).expect("filled");
+    guest.vcpu(0).fill(pages).expect("filled");
     assert_eq!(guest.evict(WORK_BASE, 256).evicted, 256);
     for address in (WORK_BASE..WORK_BASE + 256 * PAGE).step_by(8) {
         let frame = address / PAGE;
         let expected = word(13, frame, kind_of(13, frame, kind::ALL), address % PAGE / 8);
-        assert_eq!(guest.vm.words().read(address).expect("guest memory"), expected, "at {address:#x}");
+        assert_eq!(guest.words().read(address).expect("guest memory"), expected, "at {address:#x}");
     }
 }
 
@@ -92,7 +71,7 @@ fn the_host_reads_the_guests_words_wherever_they_are() {
 fn a_word_written_at_full_speed_never_loses_a_write() {
     let guest = guest(1);
     let address = WORK_BASE + 5 * PAGE + 8 * 77;
-    let vcpu = guest.vm.vcpu(0);
+    let vcpu = guest.vcpu(0);
     vcpu.begin(Command::Hammer { address }).expect("begun");
     let mut outcomes = Outcomes::default();
     let begin = Instant::now();
@@ -103,7 +82,7 @@ fn a_word_written_at_full_speed_never_loses_a_write() {
     vcpu.ask_to_stop().expect("asked");
     let (results, mismatches) = vcpu.finish(Duration::from_secs(60)).expect("stopped");
     assert_eq!((results[1], mismatches.as_slice()), (0, [].as_slice()), "{outcomes:?}");
-    assert_eq!(guest.vm.words().read(address).expect("guest memory"), results[0]);
+    assert_eq!(guest.words().read(address).expect("guest memory"), results[0]);
     println!("{} writes, {outcomes:?}", results[0]);
 }
 
@@ -113,7 +92,7 @@ fn pages_evicted_while_both_vcpus_write_them_hold_the_last_version() {
     let pages = 2048;
     let versioned =
         VersionedPages { seed: 3, start: WORK_BASE, pages, table: WORK_BASE + pages * PAGE, hot: 32, vcpus: 2 };
-    for vcpu in guest.vm.vcpus() {
+    for vcpu in guest.vcpus() {
         vcpu.begin(Command::Soak(versioned)).expect("begun");
     }
     let mut outcomes = Outcomes::default();
@@ -123,21 +102,21 @@ fn pages_evicted_while_both_vcpus_write_them_hold_the_last_version() {
         guest.status();
         rounds += 1;
     }
-    for vcpu in guest.vm.vcpus() {
+    for vcpu in guest.vcpus() {
         vcpu.ask_to_stop().expect("asked");
     }
-    for vcpu in guest.vm.vcpus() {
+    for vcpu in guest.vcpus() {
         let verified = vcpu.finish_verified().expect("stopped");
         assert!(verified.is_clean(), "{verified:?}");
     }
-    let audited = guest.vm.vcpu(1).audit(versioned).expect("audited");
+    let audited = guest.vcpu(1).audit(versioned).expect("audited");
     assert!(audited.is_clean(), "{audited:?}");
     host_compares(&guest, versioned);
 }
 
 /// Compares every word with the version table, from the host's side.
-fn host_compares(guest: &Guest, versioned: VersionedPages) {
-    let read = |address: u64| guest.vm.words().read(address).expect("guest memory");
+fn host_compares(guest: &TieredVm, versioned: VersionedPages) {
+    let read = |address: u64| guest.words().read(address).expect("guest memory");
     for page in 0..versioned.pages {
         let address = versioned.start + page * PAGE;
         let version = read(versioned.table + page * 16 + 8);
@@ -152,23 +131,27 @@ fn host_compares(guest: &Guest, versioned: VersionedPages) {
 #[test]
 fn switching_the_area_off_brings_everything_back() {
     let guest = guest(1);
-    guest.vm.vcpu(0).fill(all_pages(14)).expect("filled");
+    guest.vcpu(0).fill(all_pages(14)).expect("filled");
     guest.evict(WORK_BASE, PAGES);
-    let area = guest.vm.memtier().swap_areas()[0].id;
-    guest.vm.memtier().swapoff(AreaId(area)).expect("switched off");
+    let area = guest.memtier().swap_areas()[0].id;
+    guest.memtier().swapoff(AreaId(area)).expect("switched off");
     assert_eq!(guest.status().swapped_pages, 0);
-    assert!(guest.vm.vcpu(0).verify(all_pages(14)).expect("verified").is_clean());
+    assert!(guest.vcpu(0).verify(all_pages(14)).expect("verified").is_clean());
     let outcomes = guest.evict(WORK_BASE, PAGES);
     let zeros = zero_pages(14);
-    assert_eq!(outcomes, Outcomes { evicted: zeros, error: PAGES - zeros, ..Outcomes::default() }, "only zero pages need no area");
+    assert_eq!(
+        outcomes,
+        Outcomes { evicted: zeros, error: PAGES - zeros, ..Outcomes::default() },
+        "only zero pages need no area"
+    );
 }
 
 #[test]
 fn locked_and_pinned_pages_stay() {
     let guest = guest(1);
-    guest.vm.vcpu(0).fill(all_pages(15)).expect("filled");
+    guest.vcpu(0).fill(all_pages(15)).expect("filled");
     guest.evict(WORK_BASE, PAGES);
-    let memtier = guest.vm.memtier();
+    let memtier = guest.memtier();
     let locked = GuestRange { start: WORK_BASE, len: 100 * PAGE };
     let pinned = GuestRange { start: WORK_BASE + 200 * PAGE, len: 50 * PAGE };
     memtier.lock(&[locked]).expect("locked");
@@ -181,14 +164,14 @@ fn locked_and_pinned_pages_stay() {
     drop(pin);
     let outcomes = guest.evict(WORK_BASE, 300);
     assert_eq!(outcomes, Outcomes { evicted: 150, absent: 150, ..Outcomes::default() });
-    assert!(guest.vm.vcpu(0).verify(all_pages(15)).expect("verified").is_clean());
+    assert!(guest.vcpu(0).verify(all_pages(15)).expect("verified").is_clean());
 }
 
 #[test]
 fn untouched_memory_does_not_trap() {
     let guest = guest(1);
     let before = guest.status().counters;
-    guest.vm.vcpu(0).fill(all_pages(16)).expect("filled");
+    guest.vcpu(0).fill(all_pages(16)).expect("filled");
     let after = guest.status().counters;
     assert_eq!((after.faults_major, after.faults_minor), (before.faults_major, before.faults_minor));
 }

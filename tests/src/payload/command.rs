@@ -111,9 +111,10 @@ impl Command {
     /// The command's number and arguments, as the mailbox takes them.
     pub(super) fn encode(&self) -> (u64, [u64; mailbox::ARG_COUNT]) {
         match *self {
-            Self::Touch(t) => {
-                (command::TOUCH, [t.bitmap, t.start, t.pages, u64::from(t.write.is_some()), t.write.unwrap_or(0), 0, 0, 0])
-            }
+            Self::Touch(t) => (
+                command::TOUCH,
+                [t.bitmap, t.start, t.pages, u64::from(t.write.is_some()), t.write.unwrap_or(0), 0, 0, 0],
+            ),
             Self::Fill(p) => (command::FILL, p.args()),
             Self::Verify(p) => (command::VERIFY, p.args()),
             Self::Soak(v) => (command::SOAK, v.args()),

@@ -44,8 +44,8 @@ pub struct Exception {
     pub error_code: u32,
     /// Where.
     pub rip: u64,
-    /// The address, if it is a page fault.
-    pub cr2: u64,
+    /// Which address a page fault or a machine check is about.
+    pub address: u64,
 }
 
 impl Exception {
@@ -55,7 +55,11 @@ impl Exception {
 
 impl fmt::Display for Exception {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "exception {} (error code {:#x}) at {:#x}, CR2 {:#x}", self.vector, self.error_code, self.rip, self.cr2)
+        write!(
+            f,
+            "exception {} (error code {:#x}) at {:#x} about {:#x}",
+            self.vector, self.error_code, self.rip, self.address
+        )
     }
 }
 
@@ -133,7 +137,7 @@ fn decode(event: u32, words: &[u32]) -> Event {
             Event::Mismatch(Mismatch { address: double(0), least: double(2), most: double(4), found: double(6) })
         }
         (event::EXCEPTION, 6) => {
-            Event::Exception(Exception { vector: words[0], error_code: words[1], rip: double(2), cr2: double(4) })
+            Event::Exception(Exception { vector: words[0], error_code: words[1], rip: double(2), address: double(4) })
         }
         (event::PANIC, 1) => Event::Panic { line: words[0] },
         _ => Event::Unknown { event },
@@ -200,7 +204,7 @@ mod tests {
         out(0, event::DONE);
         out(4, 7);
         out(0, event::DONE);
-        let exception = Exception { vector: 1, error_code: 2, rip: 4 << 32 | 3, cr2: 6 << 32 | 5 };
+        let exception = Exception { vector: 1, error_code: 2, rip: 4 << 32 | 3, address: 6 << 32 | 5 };
         assert_eq!(line.next(soon()), Some(Event::Exception(exception)));
         assert_eq!(line.next(soon()), Some(Event::Done));
         assert_eq!(line.next(soon()), Some(Event::Unknown { event: event::DONE }));

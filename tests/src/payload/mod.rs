@@ -16,6 +16,7 @@ mod image;
 mod line;
 mod memory;
 pub mod soak;
+mod tiered;
 mod vcpu;
 mod vm;
 mod zipf;
@@ -24,6 +25,7 @@ pub use command::{AccessLoop, AccessPattern, Command, Pages, Touch, VersionedPag
 pub use error::PayloadError;
 pub use line::{Exception, Mismatch};
 pub use memory::GuestWords;
+pub use tiered::TieredVm;
 pub use vcpu::{Counters, LoopResult, Vcpu, Verified};
 pub use vm::{PayloadPlan, PayloadVm};
 pub use zipf::quantiles;

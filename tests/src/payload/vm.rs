@@ -115,7 +115,11 @@ impl PayloadVm {
             self.machine.memory().iter().map(|region| (region.start_addr().raw_value(), region.len())).collect();
         if regions.len() > MAX_REGIONS {
             let value = regions.len() as u64;
-            return Err(PayloadError::BeyondImage { what: "number of memory regions", value, limit: MAX_REGIONS as u64 });
+            return Err(PayloadError::BeyondImage {
+                what: "number of memory regions",
+                value,
+                limit: MAX_REGIONS as u64,
+            });
         }
         if let Some(end) = regions.iter().map(|(start, len)| start + len).find(|end| *end > ADDRESS_LIMIT) {
             return Err(PayloadError::BeyondImage { what: "end of memory", value: end, limit: ADDRESS_LIMIT });

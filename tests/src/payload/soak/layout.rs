@@ -36,7 +36,8 @@ pub(super) struct Layout {
 impl Layout {
     /// Divides the largest range of workload memory.
     pub(super) fn of(vm: &PayloadVm, seed: u64) -> Result<Self, SoakError> {
-        let work = vm.work_ranges().into_iter().max_by_key(|range| range.len).expect("guest memory is larger than the image");
+        let work =
+            vm.work_ranges().into_iter().max_by_key(|range| range.len).expect("guest memory is larger than the image");
         let rest = work.len / PAGE - DIRECT_IO_PAGES;
         // One table page more than needed when the division leaves a remainder.
         let count = (rest - 1) * ENTRIES_PER_PAGE / (ENTRIES_PER_PAGE + 1);
