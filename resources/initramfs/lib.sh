@@ -15,15 +15,18 @@ fail() {
 }
 
 # Seconds since this machine started, with two decimals; as the machine itself sees time.
-uptime_s() { cut -d' ' -f1 /proc/uptime; }
+uptime_s() { read -r up _ </proc/uptime && echo "$up"; }
 
-# until_true SECONDS COMMAND...: asks again until the command succeeds; false when the time is up.
+# until_true SECONDS COMMAND...: asks again until the command succeeds; false when the time is up. Asking costs the emulated machine, whose one
+# processor has other work, so it does not ask often, and starts no process of its own but the pause.
 until_true() {
-  end=$(($(uptime_s | cut -d. -f1) + $1))
+  read -r up _ </proc/uptime
+  end=$((${up%.*} + $1))
   shift
   until "$@"; do
-    [ "$(uptime_s | cut -d. -f1)" -lt "$end" ] || return 1
-    sleep 0.05
+    read -r up _ </proc/uptime
+    [ "${up%.*}" -lt "$end" ] || return 1
+    sleep 0.3
   done
 }
 

@@ -28,7 +28,7 @@ fn assert_ends_well(result: &BootResult) {
 fn assert_ends_badly(result: &BootResult) {
     assert_eq!(result.status, 1, "{}", result.stderr);
     let lines: Vec<&str> = result.stderr.split('|').filter(|line| !line.is_empty()).collect();
-    assert_eq!(lines, ["ebb: the guest stopped with a triple fault"]);
+    assert!(matches!(lines[..], [line] if line.starts_with("ebb: ") && line.contains("triple fault")), "{lines:?}");
 }
 
 fn our_guest(name: &str, elf: bool, cpus: u8, cmdline: &str, steps: &str) -> BootResult {

@@ -37,7 +37,7 @@ fn assert_leaves_and_comes_back(result: &TieringResult) {
         assert_counts_agree("after", round.after);
         assert_eq!((round.pages_verified, round.mismatches), (result.filled, 0), "memory: {round:?}");
         assert_eq!(round.disk_mismatches, 0, "disk: {round:?}");
-        assert!(round.disk_bytes >= 8 << 20, "disk: {round:?}");
+        assert!(round.disk_bytes >= 2 << 20, "disk: {round:?}");
     }
     let last = result.rounds.last().expect("a round");
     assert!(last.faults_major + last.faults_minor >= result.filled / 2, "{last:?}");
@@ -46,23 +46,23 @@ fn assert_leaves_and_comes_back(result: &TieringResult) {
 
 #[test]
 fn memory_of_a_guest_with_our_kernel_leaves_twice_and_comes_back_with_every_byte_right() {
-    let result = run("tiering-ours", our_kernel().expect("our kernel"), 1, 384, 2);
+    let result = run("tiering-ours", our_kernel().expect("our kernel"), 1, 256, 2);
     assert_leaves_and_comes_back(&result);
 }
 
 #[test]
 fn memory_of_a_guest_with_two_vcpus_leaves_and_comes_back_with_every_byte_right() {
-    let result = run("tiering-ours-2", our_kernel().expect("our kernel"), 2, 256, 1);
+    let result = run("tiering-ours-2", our_kernel().expect("our kernel"), 2, 192, 1);
     assert_leaves_and_comes_back(&result);
 }
 
 #[test]
 fn memory_of_a_guest_with_debians_stock_kernel_leaves_and_comes_back_with_every_byte_right() {
-    let result = run("tiering-stock", stock_kernel().expect("the stock kernel"), 1, 320, 1);
+    let result = run("tiering-stock", stock_kernel().expect("the stock kernel"), 1, 256, 1);
     assert_leaves_and_comes_back(&result);
 }
 
-/// Time on the emulated host depends on what else this machine does, so there it is made to pass by instructions executed: one nanosecond each,
+/// Time on the emulated host depends on what else this machine does, so there it is made to pass by instructions executed: eight nanoseconds each,
 /// waiting skipped. That leaves out only what the emulator itself is slower at, which is the same for both. The medians of several boots, taken
 /// in turn, then differ by what tiering adds, and by nothing else.
 #[test]

@@ -22,8 +22,10 @@ fn place() -> Result<Place, Box<dyn Error>> {
     Ok(if native_guests(&check) { Place::Native } else { Place::Emulated })
 }
 
+/// `ebb check` tells it in the row about KVM's kernel mode, which is there when a probe could run.
 fn native_guests(check: &serde_json::Value) -> bool {
-    check.pointer("/kvm/guest_kernel_mode").and_then(serde_json::Value::as_str) == Some("native")
+    let rows = check.as_array().into_iter().flatten();
+    rows.into_iter().any(|row| row["what"] == "KVM kernel mode" && row["state"] == "ok")
 }
 
 fn rows(result: &TieringResult, run: &TieringRun, place: Place) -> Vec<Row> {
@@ -92,7 +94,7 @@ fn demo() -> Result<bool, Box<dyn Error>> {
     let run = TieringRun {
         kernel: artifacts::our_kernel()?,
         cpus: 1,
-        memory_mib: 256,
+        memory_mib: 128,
         percent: 60,
         rounds: 1,
         seed: 20_240_229,
@@ -129,5 +131,19 @@ fn main() -> ExitCode {
             eprintln!("demo: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_mode_that_was_found_native_makes_this_machine_the_host() {
+        let check = |state: &str| serde_json::json!([{"what": "KVM", "state": "ok"}, {"what": "KVM kernel mode", "state": state}]);
+        assert!(native_guests(&check("ok")));
+        assert!(!native_guests(&check("warn")));
+        assert!(!native_guests(&serde_json::json!([{"what": "KVM", "state": "ok"}])));
+        assert!(!native_guests(&serde_json::json!({"error": "x"})));
     }
 }

@@ -33,15 +33,18 @@ pub(super) fn command(job: &Job, scratch: &Path, console: &Path) -> Result<Comma
 
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &job.machine.memory_mib.to_string()]);
-    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"]);
+    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     if job.machine.count_instructions {
-        qemu.args(["-icount", "shift=0,sleep=off"]);
+        qemu.args(["-icount", "shift=3,sleep=off"]);
     }
     qemu.arg("-kernel").arg(kernel.bz_image).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 panic=-1 tsc=reliable"]);
     qemu.arg("-serial").arg(prefixed("file:", console));
     qemu.args(["-serial", "stdio"]);
     qemu.arg("-drive").arg(prefixed("if=virtio,format=raw,cache=unsafe,discard=unmap,file=", &disk));
+    // For whoever looks into a host that hangs, such as "-monitor unix:/tmp/monitor,server,nowait" or "-d int".
+    let more = std::env::var("EBB_QEMU_ARGS").unwrap_or_default();
+    qemu.args(more.split_whitespace());
     Ok(qemu)
 }
 

@@ -4,7 +4,7 @@
 //! started ends with it; all it said is kept in `target/logs/<name>/`. Must never: leave an emulator behind, or report success when the script
 //! did not say so.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -145,7 +145,7 @@ impl Job {
     }
 
     /// Runs it, calling `seen` for each line as it comes.
-    pub fn run(&self, place: Place, seen: impl FnMut(Duration, &Line)) -> Result<Outcome, JobError> {
+    pub fn run(&self, place: Place, mut seen: impl FnMut(Duration, &Line)) -> Result<Outcome, JobError> {
         let logs = artifacts::output_folder("logs")?.join(&self.name);
         let scratch = system("scratch folder", tempfile::tempdir_in(artifacts::output_folder("tmp")?))?;
         system("log folder", std::fs::create_dir_all(&logs))?;
@@ -154,7 +154,12 @@ impl Job {
             Place::Emulated => emulated::command(self, scratch.path(), &console)?,
             Place::Native => self.native_command(scratch.path(), &console)?,
         };
-        let outcome = self.supervise(command, &console, seen)?;
+        let mut lines = system("log of lines", std::fs::File::create(logs.join("lines.log")))?;
+        let outcome = self.supervise(command, &console, |at, text, line| {
+            // For whoever reads it afterwards; the run itself does not depend on it.
+            drop(writeln!(lines, "{:8.2} {text}", at.as_secs_f64()));
+            seen(at, line);
+        })?;
         if outcome.succeeded() {
             return Ok(outcome);
         }
@@ -182,7 +187,7 @@ impl Job {
         &self,
         mut command: Command,
         console: &Path,
-        mut seen: impl FnMut(Duration, &Line),
+        mut seen: impl FnMut(Duration, &str, &Line),
     ) -> Result<Outcome, JobError> {
         let start = Instant::now();
         let program = command.get_program().to_string_lossy().into_owned();
@@ -206,9 +211,9 @@ impl Job {
         let mut outcome = Outcome::default();
         loop {
             match lines.recv_timeout(self.limit.saturating_sub(start.elapsed())) {
-                Ok(line) => {
-                    let line = Line::parse(&line);
-                    seen(start.elapsed(), &line);
+                Ok(text) => {
+                    let line = Line::parse(&text);
+                    seen(start.elapsed(), text.trim_end(), &line);
                     outcome.take(start.elapsed(), line);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,

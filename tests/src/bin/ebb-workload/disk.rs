@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::pattern::{Page, WORDS, ZERO, fill, wrong_bytes};
 
@@ -17,6 +18,8 @@ use crate::pattern::{Page, WORDS, ZERO, fill, wrong_bytes};
 const O_DIRECT: i32 = 0o40000;
 /// Pages in one request.
 const BLOCK: usize = 16;
+/// Between two passes.
+const PAUSE: Duration = Duration::from_millis(2000);
 const PAGE_BYTES: usize = WORDS * 8;
 const BLOCK_BYTES: usize = BLOCK * PAGE_BYTES;
 
@@ -61,11 +64,15 @@ fn work(path: PathBuf, bytes: usize, seed: u64, stop: &AtomicBool) -> io::Result
         return Err(io::Error::other(format!("{bytes} bytes are less than one block of {BLOCK_BYTES}")));
     }
     let mut report = DiskReport::default();
-    // Relaxed: see `finish`.
-    while report.passes == 0 || !stop.load(Ordering::Relaxed) {
+    loop {
         pass(&direct, &buffered, blocks, seed, &mut report)?;
+        // Relaxed: see `finish`.
+        if stop.load(Ordering::Relaxed) {
+            return Ok(report);
+        }
+        // Memory is to be worked on at the same time, on the same CPU perhaps.
+        std::thread::sleep(PAUSE);
     }
-    Ok(report)
 }
 
 /// Writes all blocks, even ones directly and odd ones through the page cache, then reads all back in both ways.

@@ -4,9 +4,8 @@
 cd "$EBB_WORK" || fail "no $EBB_WORK"
 ctl() { "$EBB" ctl --sock api.sock "$@" --json; }
 say() { echo "$*" >&3; }
-console_lines() { grep -c -e "$1" console.log; }
-# more_lines PATTERN COUNT: whether the console has at least that many such lines.
-more_lines() { [ "$(console_lines "$1")" -ge "$2" ]; }
+# lines PATTERN COUNT: whether the console has that many such lines by now.
+lines() { [ "$(grep -c -e "$1" console.log)" -ge "$2" ]; }
 alive() { kill -0 "$ebb" 2>/dev/null; }
 give_up() {
   sed 's/^/ebb: /' ebb.log >&2
@@ -14,17 +13,13 @@ give_up() {
   kill -9 "$ebb" 2>/dev/null
   fail "$*$(alive || echo '; ebb has ended')"
 }
-answered() { until_true "$3" more_lines "$1" "$2" || give_up "the guest did not say $1 within $3 s"; }
+answered() { until_true "$3" lines "$1" "$2" || give_up "the guest did not say $1 within $3 s"; }
 last_line() { tr -d '\r' <console.log | grep -e "$1" | tail -n 1; }
-# The kernel's own count of what guest memory holds on this host: the blocks of the memory files.
+# The kernel's own count of what guest memory holds on this host: the blocks of the memory files, each once however many descriptors it has.
 held_pages() {
-  sum=0
   for fd in /proc/"$ebb"/fd/*; do
-    case $(readlink "$fd") in
-      /memfd:*) sum=$((sum + $(stat -L -c %b "$fd") / 8)) ;;
-    esac
-  done
-  echo "$sum"
+    case $(readlink "$fd") in /memfd:*) stat -L -c '%i %b' "$fd" ;; esac
+  done | sort -u | awk '{ sum += $2 / 8 } END { print sum + 0 }'
 }
 status() {
   ctl status >status.json || give_up "no status"
@@ -55,7 +50,7 @@ for round in $(seq "$ROUNDS"); do
   ctl scan --loops 2 --sleep 300ms --wait >scan.json 2>/dev/null || give_up "scan failed"
   result "scan.$round" "$(tr -d '\n' <scan.json)"
   step "cold memory leaves, the guest's disk at work"
-  say "disk:/dev/vda:4"
+  say "disk:/dev/vda:1"
   answered '^DISK started' "$round" 60
   ctl reclaim --min-idle-scans 1 >reclaim.json || give_up "reclaim failed"
   result "reclaim.$round" "$(tr -d '\n' <reclaim.json)"
