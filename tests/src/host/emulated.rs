@@ -34,9 +34,6 @@ pub(super) fn command(job: &Job, scratch: &Path, console: &Path) -> Result<Comma
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &job.machine.memory_mib.to_string()]);
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    if job.machine.count_instructions {
-        qemu.args(["-icount", "shift=3,sleep=off"]);
-    }
     qemu.arg("-kernel").arg(kernel.bz_image).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 panic=-1 tsc=reliable"]);
     qemu.arg("-serial").arg(prefixed("file:", console));

@@ -69,6 +69,8 @@ pub struct Outcome {
     pub values: BTreeMap<String, String>,
     /// When each step began, as seen from outside, and its text.
     pub steps: Vec<(Duration, String)>,
+    /// Processor time that the host had used when each step began.
+    pub work: Vec<Duration>,
     /// Lines of no known form.
     pub others: Vec<String>,
     /// Why the script gave up.
@@ -79,9 +81,12 @@ pub struct Outcome {
 
 impl Outcome {
     /// Takes in one line that arrived `at` after the start.
-    pub fn take(&mut self, at: Duration, line: Line) {
+    pub fn take(&mut self, at: Duration, work: Duration, line: Line) {
         match line {
-            Line::Step(text) => self.steps.push((at, text)),
+            Line::Step(text) => {
+                self.steps.push((at, text));
+                self.work.push(work);
+            }
             Line::Value { name, value } => drop(self.values.insert(name, value)),
             Line::Fail(text) => self.failures.push(text),
             Line::Exit(status) => self.exit = Some(status),
@@ -151,16 +156,16 @@ mod tests {
     fn silence_and_complaints_are_no_success() {
         let mut outcome = Outcome::default();
         assert!(!outcome.succeeded());
-        outcome.take(Duration::ZERO, Line::Exit(0));
+        outcome.take(Duration::ZERO, Duration::ZERO, Line::Exit(0));
         assert!(outcome.succeeded());
-        outcome.take(Duration::ZERO, Line::Fail("but".into()));
+        outcome.take(Duration::ZERO, Duration::ZERO, Line::Fail("but".into()));
         assert!(!outcome.succeeded());
     }
 
     #[test]
     fn a_value_of_the_wrong_form_is_named() {
         let mut outcome = Outcome::default();
-        outcome.take(Duration::ZERO, Line::parse("EBB-RESULT pages=many"));
+        outcome.take(Duration::ZERO, Duration::ZERO, Line::parse("EBB-RESULT pages=many"));
         assert_eq!(
             outcome.number::<u64>("pages").unwrap_err().to_string(),
             "the host reported pages=many, which is no number"
