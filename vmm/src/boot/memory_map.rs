@@ -23,6 +23,7 @@ pub fn memory_map(memory: u64) -> Vec<(RamRange, Kind)> {
         (between(0, layout::LOW_RAM_END), Kind::Ram),
         (between(layout::LOW_RAM_END, layout::ACPI_START), Kind::Reserved),
         (between(layout::ACPI_START, layout::ACPI_END), Kind::Acpi),
+        (between(layout::RESET_PAGE, layout::HIGH_RAM_START), Kind::Reserved),
     ];
     for range in ram_ranges(memory) {
         let start = range.start.max(layout::HIGH_RAM_START);

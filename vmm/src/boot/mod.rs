@@ -10,6 +10,7 @@ mod kernel;
 mod linux;
 mod memory_map;
 mod pvh;
+mod reset_vector;
 pub mod tables;
 
 use std::path::PathBuf;
@@ -94,6 +95,7 @@ fn load_linux(
 ) -> Result<Entry, BootError> {
     let text = source.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE);
     cmdline::write(memory, text, kernel.cmdline_limit())?;
+    reset_vector::write(memory)?;
     let low_end = layout::low_memory_end(memory_size);
     let initrd = match &source.initrd {
         Some(path) => Some(initrd::load(memory, path, kernel.end..low_end.min(kernel.initrd_end()))?),

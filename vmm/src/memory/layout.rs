@@ -42,7 +42,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables begin here; the RSDP is first, where a guest that searches finds it too.
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_END: u64 = HIGH_RAM_START;
+pub const ACPI_END: u64 = 0xf_f000;
+/// The page with the reset vector; it ends low memory.
+pub const RESET_PAGE: u64 = ACPI_END;
+/// Where real mode starts after a reset: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the first mebibyte.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
@@ -128,6 +132,7 @@ mod tests {
             (PAGE_TABLES_START, PAGE_TABLES_END),
             (CMDLINE_START, CMDLINE_START + CMDLINE_MAX),
             (ACPI_START, ACPI_END),
+            (RESET_PAGE, HIGH_RAM_START),
             (HIGH_RAM_START, HOLE_START),
             (VIRTIO_MMIO_START, windows_end),
             (u64::from(IO_APIC), u64::from(IO_APIC) + 0x1000),
