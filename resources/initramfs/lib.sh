@@ -14,8 +14,13 @@ fail() {
   exit 1
 }
 
-# Seconds since this machine started, with two decimals; as the machine itself sees time.
-uptime_s() { read -r up _ </proc/uptime && echo "$up"; }
+# Microseconds, to subtract from each other. What has busybox's or bash's variable is spared a process.
+now_us() {
+  # shellcheck disable=SC3028  # where it is not there, date is
+  if [ -n "$EPOCHREALTIME" ]; then echo "$EPOCHREALTIME" | tr -d .; else date +%s%6N; fi
+}
+# seconds_since MICROSECONDS
+seconds_since() { echo "scale=3; ($(now_us) - $1) / 1000000" | bc | sed 's/^\./0./'; }
 
 # until_true SECONDS COMMAND...: asks again until the command succeeds; false when the time is up. Asking costs the emulated machine, whose one
 # processor has other work, so it does not ask often, and starts no process of its own but the pause.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ebb_tests::host::job::{Job, JobError, Machine, Place};
+use ebb_tests::host::outcome::Line;
 
 /// Runs a script on both kinds of host where it makes no difference.
 fn run(name: &str, script: &str) -> Result<ebb_tests::host::outcome::Outcome, JobError> {
@@ -58,6 +59,27 @@ fn a_script_that_hangs_is_ended_at_its_limit() {
     let job = Job::new("itself-hangs", "step sleeping\nsleep 1000\n").limit(Duration::from_secs(10));
     match job.run(Place::Emulated, |_, _| {}) {
         Err(JobError::Timeout { last_step, .. }) => assert_eq!(last_step, "sleeping"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_emulated_host_without_a_sign_of_life_is_started_again_and_then_given_up() {
+    // The sign of life comes from a second process of the first program's script.
+    let script = r#"
+        step stopping
+        for process in /proc/[0-9]*; do
+            [ "$(tr '\0' ' ' <"$process/cmdline")" = '/bin/sh /init ' ] && [ "$process" != /proc/1 ] && kill -STOP "${process#/proc/}"
+        done
+        sleep 1000
+    "#;
+    let job = Job::new("itself-stuck", script).silence(Duration::from_secs(12));
+    let mut starts = 0;
+    let result = job.run(Place::Emulated, |_, line| starts += u32::from(*line == Line::Step("stopping".to_owned())));
+    match result {
+        Err(JobError::Stuck { attempts, last_step, .. }) => {
+            assert_eq!((attempts, starts, last_step.as_str()), (3, 3, "stopping"));
+        }
         other => panic!("{other:?}"),
     }
 }

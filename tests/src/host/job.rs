@@ -3,6 +3,10 @@
 //! Promises: the same script runs unchanged in the emulated host and on this machine; the job ends within its time limit, and everything it
 //! started ends with it; all it said is kept in `target/logs/<name>/`. Must never: leave an emulator behind, or report success when the script
 //! did not say so.
+//!
+//! The emulator has a fault: now and then it delivers an interrupt to code that has interrupts off, and a kernel that holds a lock then waits for
+//! itself for ever. When that happens to the emulated host, its sign of life fails to appear, and the job is started again from the beginning. No
+//! fault of `ebb` can do that: the host's kernel answers for the sign of life, and a guest or an `ebb` that hangs does not stop it.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -40,6 +44,18 @@ pub enum JobError {
         name: String,
         /// Its limit.
         limit: Duration,
+        /// The last step it reported.
+        last_step: String,
+        /// The end of the host's console.
+        tail: String,
+    },
+    /// The emulated host stopped altogether, though it was started more than once.
+    #[error("{name}: the emulated host stopped running, {attempts} times in a row, last step: {last_step}\n{tail}")]
+    Stuck {
+        /// The job.
+        name: String,
+        /// How often it was started.
+        attempts: u32,
         /// The last step it reported.
         last_step: String,
         /// The end of the host's console.
@@ -92,14 +108,19 @@ pub struct Job {
     script: String,
     pub(super) machine: Machine,
     limit: Duration,
+    silence: Duration,
 }
+
+/// How often a job is started when its emulated host stops running.
+const ATTEMPTS: u32 = 3;
 
 impl Job {
     /// A job under a name that no other job uses at the same time. The script runs with the functions of `resources/initramfs/lib.sh`,
     /// `$EBB_WORK` names an empty folder on a disk filesystem, and each file's variable names its path.
     pub fn new(name: &str, script: &str) -> Self {
-        let limit = Duration::from_secs(300);
-        Self { name: name.to_owned(), files: Vec::new(), script: script.to_owned(), machine: Machine::default(), limit }
+        let (limit, silence) = (Duration::from_secs(300), Duration::from_secs(90));
+        let (name, script) = (name.to_owned(), script.to_owned());
+        Self { name, files: Vec::new(), script, machine: Machine::default(), limit, silence }
     }
 
     /// Gives the script a file, under the name of a shell variable.
@@ -130,6 +151,13 @@ impl Job {
         self
     }
 
+    /// Sets how long an emulated host may give no sign of life; it gives one every five seconds of its own time.
+    #[must_use]
+    pub fn silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
+    }
+
     /// The whole script, its files found by `place_of`.
     pub(super) fn full_script(&self, place_of: impl Fn(&str, &Path) -> String) -> Result<String, JobError> {
         let library = artifacts::resource("initramfs/lib.sh");
@@ -144,6 +172,24 @@ impl Job {
 
     /// Runs it, calling `seen` for each line as it comes.
     pub fn run(&self, place: Place, mut seen: impl FnMut(Duration, &Line)) -> Result<Outcome, JobError> {
+        let mut attempt = 1;
+        loop {
+            match self.run_once(place, attempt, &mut seen) {
+                Err(JobError::Stuck { .. }) if attempt < ATTEMPTS => {
+                    eprintln!("{}: the emulated host stopped running; it is started again", self.name);
+                    attempt += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn run_once(
+        &self,
+        place: Place,
+        attempt: u32,
+        seen: &mut impl FnMut(Duration, &Line),
+    ) -> Result<Outcome, JobError> {
         let logs = artifacts::output_folder("logs")?.join(&self.name);
         let scratch = system("scratch folder", tempfile::tempdir_in(artifacts::output_folder("tmp")?))?;
         system("log folder", std::fs::create_dir_all(&logs))?;
@@ -153,11 +199,26 @@ impl Job {
             Place::Native => self.native_command(scratch.path(), &console)?,
         };
         let mut lines = system("log of lines", std::fs::File::create(logs.join("lines.log")))?;
-        let outcome = self.supervise(command, &console, |at, text, line| {
+        let silence = match place {
+            Place::Emulated => self.silence,
+            Place::Native => Duration::MAX,
+        };
+        let supervised = self.supervise(command, silence, |at, text, line| {
             // For whoever reads it afterwards; the run itself does not depend on it.
             drop(writeln!(lines, "{:8.2} {text}", at.as_secs_f64()));
             seen(at, line);
         })?;
+        let outcome = match supervised {
+            Supervised::Ended(outcome) => outcome,
+            Supervised::TimeIsUp { last_step } => {
+                let (name, limit, tail) = (self.name.clone(), self.limit, tail_of(&console));
+                return Err(JobError::Timeout { name, limit, last_step, tail });
+            }
+            Supervised::Silent { last_step } => {
+                let (name, attempts, tail) = (self.name.clone(), attempt, tail_of(&console));
+                return Err(JobError::Stuck { name, attempts, last_step, tail });
+            }
+        };
         if outcome.succeeded() {
             return Ok(outcome);
         }
@@ -184,9 +245,9 @@ impl Job {
     fn supervise(
         &self,
         mut command: Command,
-        console: &Path,
+        silence: Duration,
         mut seen: impl FnMut(Duration, &str, &Line),
-    ) -> Result<Outcome, JobError> {
+    ) -> Result<Supervised, JobError> {
         let start = Instant::now();
         let program = command.get_program().to_string_lossy().into_owned();
         // A group of its own, so that all it starts can be ended with it.
@@ -208,7 +269,8 @@ impl Job {
         });
         let mut outcome = Outcome::default();
         loop {
-            match lines.recv_timeout(self.limit.saturating_sub(start.elapsed())) {
+            let left = self.limit.saturating_sub(start.elapsed());
+            match lines.recv_timeout(left.min(silence)) {
                 Ok(text) => {
                     let line = Line::parse(&text);
                     seen(start.elapsed(), text.trim_end(), &line);
@@ -218,11 +280,10 @@ impl Job {
                 Err(RecvTimeoutError::Timeout) => {
                     let last_step = outcome.steps.pop().map_or_else(|| "none".to_owned(), |(_, text)| text);
                     drop(child);
-                    return Err(JobError::Timeout {
-                        name: self.name.clone(),
-                        limit: self.limit,
-                        last_step,
-                        tail: tail_of(console),
+                    return Ok(if left <= silence {
+                        Supervised::TimeIsUp { last_step }
+                    } else {
+                        Supervised::Silent { last_step }
                     });
                 }
             }
@@ -230,8 +291,18 @@ impl Job {
         drop(child);
         // It has seen the end of the pipe, since that is what disconnected us.
         drop(reader.join());
-        Ok(outcome)
+        Ok(Supervised::Ended(outcome))
     }
+}
+
+/// How a process under supervision came to its end.
+enum Supervised {
+    /// By itself.
+    Ended(Outcome),
+    /// It was killed at its limit.
+    TimeIsUp { last_step: String },
+    /// It was killed because it gave no sign of life.
+    Silent { last_step: String },
 }
 
 /// Processor time that a process has used so far, to 10 ms; 0 if it is gone. For an emulated host with one processor that is the work it has

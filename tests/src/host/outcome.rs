@@ -23,6 +23,8 @@ pub enum Line {
     Fail(String),
     /// The script has ended with this status.
     Exit(i32),
+    /// The host runs; there is nothing new.
+    Alive,
     /// Anything else.
     Other(String),
 }
@@ -31,6 +33,9 @@ impl Line {
     /// Reads a line as `resources/initramfs/lib.sh` writes it.
     pub fn parse(line: &str) -> Self {
         let line = line.trim_end_matches(['\r', '\n']);
+        if line == "EBB-ALIVE" {
+            return Self::Alive;
+        }
         let known = match line.split_once(' ') {
             Some(("EBB-STEP", text)) => Some(Self::Step(text.to_owned())),
             Some(("EBB-FAIL", text)) => Some(Self::Fail(text.to_owned())),
@@ -90,6 +95,7 @@ impl Outcome {
             Line::Value { name, value } => drop(self.values.insert(name, value)),
             Line::Fail(text) => self.failures.push(text),
             Line::Exit(status) => self.exit = Some(status),
+            Line::Alive => {}
             Line::Other(text) => self.others.push(text),
         }
     }
@@ -147,6 +153,7 @@ mod tests {
         assert_eq!(Line::parse(r#"EBB-RESULT status={"a":"b=c d"}"#), value("status", r#"{"a":"b=c d"}"#));
         assert_eq!(Line::parse("EBB-FAIL no answer"), Line::Fail("no answer".into()));
         assert_eq!(Line::parse("EBB-EXIT 3"), Line::Exit(3));
+        assert_eq!(Line::parse("EBB-ALIVE\r"), Line::Alive);
         for odd in ["EBB-EXIT three", "EBB-RESULT pages", "xEBB-STEP a", "EBB-STEP"] {
             assert_eq!(Line::parse(odd), Line::Other(odd.into()));
         }

@@ -5,7 +5,7 @@ boot() {
   tracker=$1
   shift
   step "$tracker $time"
-  "$EBB" run --kernel "$KERNEL" --initrd "$INITRD" --cpus 1 --memory 256M --tracker "$tracker" "$@" --console console.log \
+  timeout 120 "$EBB" run --kernel "$KERNEL" --initrd "$INITRD" --cpus 1 --memory 256M --tracker "$tracker" "$@" --console console.log \
     --cmdline "console=ttyS0 loglevel=$LOGLEVEL panic=-1 ebb.do=poweroff" </dev/null 2>ebb.log || { cat ebb.log console.log >/dev/console; fail "$tracker: ebb failed"; }
 }
 for time in $(seq 0 "$TIMES"); do

@@ -19,7 +19,7 @@ last_line() { tr -d '\r' <console.log | grep -e "$1" | tail -n 1; }
 held_pages() {
   for fd in /proc/"$ebb"/fd/*; do
     case $(readlink "$fd") in /memfd:*) stat -L -c '%i %b' "$fd" ;; esac
-  done | sort -u | awk '{ sum += $2 / 8 } END { print sum + 0 }'
+  done | awk '!seen[$1]++ { sum += $2 / 8 } END { print sum + 0 }'
 }
 status() {
   ctl status >status.json || give_up "no status"
@@ -30,7 +30,7 @@ status() {
 truncate -s 64M disk.img
 mkfifo input
 step "guest boots"
-begin=$(uptime_s)
+begin=$(now_us)
 "$EBB" run --kernel "$KERNEL" --initrd "$INITRD" --cpus "$CPUS" --memory "${MEMORY_MIB}M" --disk disk.img \
   --swap "swap,size=${SWAP_MIB}M" --tracker unmap --api-sock api.sock --console stdio \
   --cmdline "console=ttyS0 loglevel=$LOGLEVEL panic=-1 ebb.do=probe,work:seed:$SEED+fill:$PERCENT+console" <input >console.log 2>ebb.log &
@@ -39,7 +39,7 @@ exec 3>input
 # Writing to a guest that has ended is an error to notice, not the end of this script.
 trap '' PIPE
 answered '^GUEST up=' 1 120
-result boot_s "$(echo "$(uptime_s) - $begin" | bc)"
+result boot_s "$(seconds_since "$begin")"
 step "guest fills $PERCENT % of its memory"
 answered '^READY' 1 300
 result filled "$(last_line '^FILLED')"
