@@ -4,9 +4,10 @@
 //! started ends with it; all it said is kept in `target/logs/<name>/`. Must never: leave an emulator behind, or report success when the script
 //! did not say so.
 //!
-//! The emulator has a fault: now and then it delivers an interrupt to code that has interrupts off, and a kernel that holds a lock then waits for
-//! itself for ever. When that happens to the emulated host, its sign of life fails to appear, and the job is started again from the beginning. No
-//! fault of `ebb` can do that: the host's kernel answers for the sign of life, and a guest or an `ebb` that hangs does not stop it.
+//! Now and then the emulated host stops altogether. An emulator that delivered an interrupt to code with interrupts off, so that a kernel
+//! waited for itself for ever, was seen once in a memory dump; that this is the cause each time is not proved. When it happens, the host's
+//! sign of life fails to appear, and the job is started again from the beginning, which is said. No fault of `ebb` can do that: the host's
+//! kernel answers for the sign of life, and a guest or an `ebb` that hangs does not stop it.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
