@@ -192,15 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::virtio::testing::{Ledger, memory};
-
-    fn buffers(memory: &GuestMemoryMmap, pieces: &[(u64, u32)]) -> Buffers {
-        let mut buffers = Buffers::default();
-        for (gpa, len) in pieces {
-            buffers.push(memory, *gpa, *len).unwrap();
-        }
-        buffers
-    }
+    use crate::virtio::testing::{Ledger, buffers, memory};
 
     #[test]
     fn memory_outside_the_guests_is_refused() {

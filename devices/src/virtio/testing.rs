@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::event::new_event;
 use crate::pin::{PinError, Pinned, Pinner};
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::queue::QueueLayout;
@@ -303,4 +304,13 @@ impl Drop for Entry {
         let at = books.live.iter().position(|range| *range == self.range).unwrap();
         books.live.swap_remove(at);
     }
+}
+
+/// Buffers made of these pieces (address, length).
+pub fn buffers(memory: &GuestMemoryMmap, pieces: &[(u64, u32)]) -> Buffers {
+    let mut buffers = Buffers::default();
+    for (gpa, len) in pieces {
+        buffers.push(memory, *gpa, *len).unwrap();
+    }
+    buffers
 }

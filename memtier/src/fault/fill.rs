@@ -131,7 +131,10 @@ impl Filler {
             if let Err(error) = self.arena.memory.punch(frame, 1) {
                 tracing::error!(%gfn, %error, "punching a hole failed");
             }
-            self.arena.uffd.copy(hva, bytes)?;
+            if self.arena.uffd.copy(hva, bytes)? == Filled::Exists {
+                // The slot stays the page's home: it must not be freed for bytes that nobody vouches for.
+                return Err(UffdError::Occupied { page: hva });
+            }
         }
         self.arena.uffd.unprotect(hva, PAGE_SIZE as u64)
     }

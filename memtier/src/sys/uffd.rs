@@ -67,6 +67,12 @@ pub enum UffdError {
     /// Transparent huge pages could not be switched off for guest memory.
     #[error("huge pages can't be switched off for guest memory")]
     HugePages(#[source] io::Error),
+    /// A page that should be missing is there and can't be replaced.
+    #[error("a page is at {page} that could not be given back")]
+    Occupied {
+        /// Its first byte.
+        page: Hva,
+    },
     /// A call failed.
     #[error("{call} of {len} bytes at {start} failed")]
     Call {

@@ -109,15 +109,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::virtio::testing::memory;
-
-    fn buffers(memory: &GuestMemoryMmap, pieces: &[(u64, u32)]) -> Buffers {
-        let mut buffers = Buffers::default();
-        for (gpa, len) in pieces {
-            buffers.push(memory, *gpa, *len).unwrap();
-        }
-        buffers
-    }
+    use crate::virtio::testing::{buffers, memory};
 
     #[test]
     fn bytes_go_through_the_pieces_in_order() {
