@@ -10,6 +10,7 @@
 //! * [`swap`], [`tier`]: slots, areas, slot caches, and the stores behind them
 //! * [`evict`], [`fault`], [`pins`]: out, back, and not at all
 //! * [`control`], [`status`]: what a client asks and sees
+//! * [`hypervisor`]: what the tiers ask of the VMM
 
 mod abort;
 pub mod arena;
@@ -19,6 +20,7 @@ pub mod counters;
 pub mod evict;
 pub mod fault;
 pub mod frame;
+pub mod hypervisor;
 pub mod memory;
 pub mod page;
 pub mod pins;
@@ -32,5 +34,6 @@ pub mod track;
 pub mod units;
 
 pub use control::{ControlError, Memtier, MemtierConfig};
+pub use hypervisor::DirtyLog;
 pub use memory::RegionSpec;
 pub use pins::PinGuard;

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use memtier::status::{AreaSpec, TrackerKind};
+use memtier::status::{AreaSpec, HugePages, TrackerChoice};
 use memtier::units::{Bytes, PAGE_SIZE};
 
 use crate::memory::{host_memory, layout};
@@ -84,7 +84,9 @@ pub enum ConsoleConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TieringConfig {
     /// How accesses are seen.
-    pub tracker: TrackerKind,
+    pub tracker: TrackerChoice,
+    /// What backs guest memory.
+    pub huge_pages: HugePages,
     /// Swap areas to switch on before the guest starts.
     pub areas: Vec<AreaSpec>,
 }

@@ -220,7 +220,7 @@ mod tests {
         assert_eq!((config.cpus, config.memory, config.entropy), (1, 256 << 20, true));
         assert_eq!(draft.console, Console::Stdio);
         let tiering = config.tiering.unwrap();
-        assert_eq!((tiering.tracker, tiering.areas.len()), (memtier::status::TrackerKind::Unmap, 0));
+        assert_eq!((tiering.tracker, tiering.areas.len()), (memtier::status::TrackerChoice::Auto, 0));
     }
 
     #[test]

@@ -262,7 +262,11 @@ impl Draft {
         if self.tracker.0.is_none() && !self.areas.is_empty() {
             return Err(DraftError::SwapWithoutTracker);
         }
-        let tiering = self.tracker.0.map(|tracker| machine::TieringConfig { tracker, areas: self.areas.clone() });
+        let tiering = self.tracker.0.map(|tracker| machine::TieringConfig {
+            tracker,
+            huge_pages: memtier::status::HugePages::Off,
+            areas: self.areas.clone(),
+        });
         // The root drive comes first, so that it is the first disk whatever the order of the requests was.
         let (root, others): (Vec<_>, Vec<_>) = self.drives.iter().partition(|d| d.is_root_device);
         let disk = |d: &&Drive| machine::DiskConfig { path: d.path_on_host.clone(), read_only: d.is_read_only };

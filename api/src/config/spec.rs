@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use memtier::status::{AreaSpec, TrackerKind};
+use memtier::status::{AreaSpec, TrackerChoice, TrackerKind};
 
 use super::size::{SizeError, parse_size};
 
@@ -116,11 +116,11 @@ pub fn parse_console(text: &str) -> Result<Console, SpecError> {
 
 /// How accesses are seen, or that tiering is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tracker(pub Option<TrackerKind>);
+pub struct Tracker(pub Option<TrackerChoice>);
 
 impl Default for Tracker {
     fn default() -> Self {
-        Self(Some(TrackerKind::default()))
+        Self(Some(TrackerChoice::default()))
     }
 }
 
@@ -130,8 +130,14 @@ impl FromStr for Tracker {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         match text {
             "off" => Ok(Self(None)),
-            "unmap" => Ok(Self(Some(TrackerKind::Unmap))),
-            _ => Err(SpecError::UnknownOption { part: text.to_owned(), known: "unmap, off" }),
+            "auto" => Ok(Self(Some(TrackerChoice::Auto))),
+            _ => match TrackerKind::ALL.into_iter().find(|kind| kind.name() == text) {
+                Some(kind) => Ok(Self(Some(kind.into()))),
+                None => Err(SpecError::UnknownOption {
+                    part: text.to_owned(),
+                    known: "auto, unmap, page_idle, dirty_log, off",
+                }),
+            },
         }
     }
 }
@@ -141,7 +147,7 @@ impl Tracker {
     pub fn name(self) -> &'static str {
         match self.0 {
             None => "off",
-            Some(TrackerKind::Unmap) => "unmap",
+            Some(choice) => choice.named().map_or("auto", TrackerKind::name),
         }
     }
 }

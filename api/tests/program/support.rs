@@ -12,7 +12,7 @@ use api::guest::{Guest, GuestError, GuestState, Launch};
 use api::instance::Instance;
 use api::rest::Server;
 use hyper::{Method, StatusCode};
-use memtier::status::TrackerKind;
+use memtier::status::{HugePages, TrackerChoice};
 use memtier::units::{Gfn, Hva, PAGE_SIZE};
 use memtier::{Memtier, MemtierConfig, RegionSpec};
 use serde_json::Value;
@@ -82,7 +82,7 @@ impl TestGuest {
                 guest_map: Hva(region.map as u64),
             };
             let regions = regions.iter().map(spec).collect();
-            let config = MemtierConfig { regions, vcpus: 1, tracker: TrackerKind::Unmap };
+            let config = MemtierConfig { regions, vcpus: 1, tracker: TrackerChoice::Unmap, huge_pages: HugePages::Off };
             let memtier = Memtier::new(config).unwrap();
             for area in &tiering.areas {
                 memtier.swapon(area).unwrap();

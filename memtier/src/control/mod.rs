@@ -42,7 +42,9 @@ pub struct MemtierConfig {
     /// Number of vCPUs: shards of the slot caches.
     pub vcpus: u16,
     /// How accesses are seen.
-    pub tracker: TrackerKind,
+    pub tracker: TrackerChoice,
+    /// What backs guest memory; the regions' files were made for it.
+    pub huge_pages: HugePages,
 }
 
 /// The tiers of one guest. Shared by `Arc`; all methods may be called from any thread.
@@ -81,7 +83,6 @@ impl Drop for Memtier {
 impl Memtier {
     /// Registers guest memory with userfaultfd and starts the fault handlers. No page leaves before it is asked for.
     pub fn new(config: MemtierConfig) -> Result<Arc<Self>, ControlError> {
-        let TrackerKind::Unmap = config.tracker;
         let arena = Arc::new(Arena::new(GuestMemory::new(config.regions)?)?);
         let counters: Arc<EventCounters> = Arc::default();
         let swap = Arc::new(SwapTier::new(config.vcpus.max(1)));
@@ -109,7 +110,7 @@ impl Memtier {
             threads,
             counters,
             swap_enable: AtomicBool::new(true),
-            tracker: config.tracker,
+            tracker: config.tracker.named().unwrap_or_default(),
             locks: Mutex::default(),
             swapoff: Mutex::new(()),
             gate: RwLock::new(Gate::Open),

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::memory::GuestMemory;
+use crate::status::TrackerKind;
 use crate::sys::mem;
 use crate::sys::pagemap::Pagemap;
 use crate::track::AccessTracker;
@@ -36,6 +37,22 @@ impl Unmap {
 }
 
 impl AccessTracker for Unmap {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::Unmap
+    }
+
+    fn batch(&self) -> u32 {
+        8192
+    }
+
+    fn slows_the_guest(&self) -> bool {
+        true
+    }
+
+    fn proves_memory(&self) -> bool {
+        true
+    }
+
     fn arm(&self, memory: &GuestMemory, frames: Range<u32>) -> io::Result<()> {
         for (region, part) in memory.parts(frames) {
             for start in part.clone().step_by(BATCH as usize) {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use memtier::status::{AreaSpec, GuestRange, TrackerKind};
+use memtier::status::{AreaSpec, GuestRange, HugePages, TrackerChoice};
 use memtier::units::{Gfn, Hva, PAGE_SIZE};
 use memtier::{Memtier, MemtierConfig, RegionSpec};
 
@@ -86,7 +86,8 @@ impl Guest {
 
     pub fn with_regions(regions: &[(u64, u64)]) -> Self {
         let (regions, specs) = regions.iter().map(|(first, pages)| Mapped::new(*first, *pages)).unzip();
-        let config = MemtierConfig { regions: specs, vcpus: 2, tracker: TrackerKind::Unmap };
+        let config =
+            MemtierConfig { regions: specs, vcpus: 2, tracker: TrackerChoice::Unmap, huge_pages: HugePages::Off };
         let tiers = Memtier::new(config).unwrap();
         Self { tiers, regions, dir: tempfile::tempdir().unwrap() }
     }

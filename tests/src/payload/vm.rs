@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use memtier::status::{AreaSpec, TrackerKind};
+use memtier::status::{AreaSpec, HugePages, TrackerChoice};
 use memtier::{Memtier, status::GuestRange};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::config::{BootSource, ConsoleConfig, EntryMode, MachineConfig, TieringConfig};
@@ -145,7 +145,11 @@ fn machine_config(plan: &PayloadPlan, kernel: PathBuf) -> MachineConfig {
         disks: Vec::new(),
         entropy: false,
         console: ConsoleConfig::Off,
-        tiering: plan.areas.as_ref().map(|areas| TieringConfig { tracker: TrackerKind::Unmap, areas: areas.clone() }),
+        tiering: plan.areas.as_ref().map(|areas| TieringConfig {
+            tracker: TrackerChoice::Unmap,
+            huge_pages: HugePages::Off,
+            areas: areas.clone(),
+        }),
     }
 }
 

@@ -65,7 +65,12 @@ struct Tiers(Arc<Memtier>);
 
 impl Tiers {
     fn new(ram: &GuestRam, cpus: u8, tiering: &TieringConfig) -> Result<Self, MachineError> {
-        let config = MemtierConfig { regions: ram.region_specs()?, vcpus: u16::from(cpus), tracker: tiering.tracker };
+        let config = MemtierConfig {
+            regions: ram.region_specs()?,
+            vcpus: u16::from(cpus),
+            tracker: tiering.tracker,
+            huge_pages: tiering.huge_pages,
+        };
         let tiers = Self(Memtier::new(config)?);
         for area in &tiering.areas {
             tiers.0.swapon(area)?;
