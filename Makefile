@@ -1,11 +1,13 @@
 # Everything that is done with this tree. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak guest lint clean
+.PHONY: help setup demo test soak tracking guest lint clean
 
 # A Rust that was installed moments ago may not be on the caller's PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 # The one build that tests, demo and emulated host share: nothing is built twice.
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/debug
+# What is timed is built as it is shipped.
+OPTIMISED = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 SECONDS ?= 600
 
 help: ## list the targets
@@ -28,6 +30,12 @@ test: setup ## every test there is
 soak: setup ## random eviction against a writing guest for SECONDS=600
 	@cargo build --quiet --workspace --bins
 	@$(PROGRAMS)/ebb-soak --seconds $(SECONDS)
+
+tracking: setup ## how well trackers see, and what it costs
+	@resources/kernel/build.sh >/dev/null
+	@cargo build --quiet --workspace --bins
+	@cargo build --quiet --release --package ebb-tests --bin ebb-tracking
+	@$(OPTIMISED)/ebb-tracking
 
 guest: setup ## a kernel and an initramfs to try `ebb run` with by hand
 	@cargo build --quiet --workspace --bins

@@ -7,6 +7,7 @@
 pub mod bus;
 mod event;
 pub mod i8042;
+pub mod memory;
 pub mod pin;
 pub mod power;
 pub mod serial;
@@ -14,6 +15,7 @@ pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use i8042::I8042;
+pub use memory::{DeviceMemory, DeviceWrites};
 pub use pin::{NoPin, PinError, Pinned, Pinner};
 pub use power::{PowerRequest, PowerSignal, ResetRegister, SleepRegisters};
 pub use serial::SerialPort;

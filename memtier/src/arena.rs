@@ -1,6 +1,6 @@
 //! The ground that evictor, fault handlers and trackers share: guest memory, its frame words, the userfaultfd over it, the scan clock.
 //!
-//! Promises: a Resident frame has its page in memory. Write-protection is only taken away by the owner of an Opening frame (or of a Filling
+//! Promises: a Resident or Clean frame has its page in memory. Write-protection is only taken away by the owner of an Opening frame (or of a Filling
 //! one, whose page nobody else can claim), so that an evictor's protection can't vanish under it. The reverse can happen: an evictor whose
 //! claim was called off just before it protects leaves a protection behind, and the next write finds and lifts it. Must never: know about
 //! tiers.
@@ -11,11 +11,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::ScanClock;
+use crate::counters::Gauge;
 use crate::frame::{FrameTable, FrameWord, State};
 use crate::memory::GuestMemory;
-use crate::sys::mem;
+use crate::refault::RefaultLog;
+use crate::status::HugePages;
+use crate::sys::mem::{self, NoAccess};
+use crate::sys::thp;
 use crate::sys::uffd::{Uffd, UffdError};
-use crate::units::{FrameIndex, PAGE_SIZE};
+use crate::units::{FrameIndex, FrameSize, PAGE_SIZE};
 
 /// See the module.
 #[derive(Debug)]
@@ -26,9 +30,17 @@ pub struct Arena {
     pub frames: FrameTable,
     /// Registered over all of guest memory.
     pub uffd: Uffd,
+    /// Whether the host's own reclaim is kept away.
+    pub locked: bool,
     /// Labels for accesses.
     pub clock: ScanClock,
+    /// Frames that are Clean.
+    pub kept: Gauge,
+    /// Who left and came back.
+    pub refaults: RefaultLog,
     missing: MissingChunks,
+    /// Where no bytes are, for asking after huge pages.
+    nowhere: Option<NoAccess>,
     /// Set once, at the end. Relaxed: it only makes long requests give up earlier; the gate in `control` is what orders the end.
     closing: AtomicBool,
 }
@@ -38,32 +50,86 @@ impl Arena {
     /// instead of a neighbourhood: exact tracking needs that). Locks what gets touched against the host's own reclaim, if this process may:
     /// which pages leave is decided here, and a page that the host unmaps looks as if nobody had used it. Nothing traps before a page
     /// leaves.
-    pub fn new(memory: GuestMemory) -> Result<Self, UffdError> {
-        let uffd = Uffd::open()?;
+    pub fn new(memory: GuestMemory, huge_pages: HugePages) -> Result<Self, UffdError> {
+        let size = memory.frame_size();
+        let uffd = Uffd::open(size)?;
+        let mut locked = true;
         for region in memory.regions() {
-            mem::forbid_huge_pages(region.map, region.bytes()).map_err(UffdError::HugePages)?;
+            if size == FrameSize::Huge {
+                // No other huge pages are used there, and the host never takes these. Locking would even bring them all in at once.
+                uffd.register(region.map, region.bytes(), false)?;
+                continue;
+            }
+            let advise = match huge_pages {
+                HugePages::Transparent if thp::are_made_on_touch() => thp::want,
+                _ => mem::forbid_huge_pages,
+            };
+            advise(region.map, region.bytes()).map_err(UffdError::HugePages)?;
             uffd.register(region.map, region.bytes(), false)?;
             if let Err(error) = mem::lock_on_fault(region.map, region.bytes()) {
+                locked = false;
                 tracing::warn!(%error, "guest memory can't be locked: the host's reclaim may unmap pages, which then look idle");
             }
         }
         let frames = FrameTable::new(memory.frames() as usize);
-        let missing = MissingChunks::new(memory.frames());
-        Ok(Self { memory, frames, uffd, clock: ScanClock::default(), missing, closing: AtomicBool::new(false) })
+        let missing = MissingChunks::new(memory.frames(), size);
+        let nowhere = match size {
+            FrameSize::Small => None,
+            FrameSize::Huge => Some(NoAccess::new(size.pages() * PAGE_SIZE).map_err(UffdError::NoAddresses)?),
+        };
+        let (clock, kept, refaults) = (ScanClock::default(), Gauge::default(), RefaultLog::new(memory.frames()));
+        Ok(Self {
+            memory,
+            frames,
+            uffd,
+            locked,
+            clock,
+            kept,
+            refaults,
+            missing,
+            nowhere,
+            closing: AtomicBool::new(false),
+        })
     }
 
     /// Notices first touches: untouched frames of the range that have memory become resident.
     pub fn refresh(&self, frames: Range<u32>) -> io::Result<()> {
-        let now = self.clock.now();
-        self.memory.for_each_present(frames, |run| {
-            for frame in run.map(FrameIndex) {
-                if self.frames.get(frame).state() == State::Untouched {
-                    // A refusal means that it is no longer untouched, which is all this is for.
-                    let untouched = |word: &FrameWord| word.state() == State::Untouched;
-                    let _ = self.frames.update(frame, |word| Some(word).filter(untouched)?.seen(now));
+        self.memory.for_each_present(frames.clone(), |run| run.map(FrameIndex).for_each(|frame| self.found(frame)))?;
+        match &self.nowhere {
+            None => Ok(()),
+            Some(nowhere) => self.refresh_unmapped(frames, nowhere),
+        }
+    }
+
+    /// Notices huge pages that were touched for the first time and unmapped again by a tracker before anybody looked. Asking for one costs some
+    /// 20 µs where there is none, so it is done only while a file holds more than is known of.
+    fn refresh_unmapped(&self, frames: Range<u32>, nowhere: &NoAccess) -> io::Result<()> {
+        let len = self.memory.frame_size().bytes();
+        for (region, part) in self.memory.parts(frames) {
+            let known = region.frames().filter(|frame| self.frames.get(FrameIndex(*frame)).is_in_memory()).count();
+            let mut hidden = region.held()?.saturating_sub(known as u64);
+            for frame in part.map(FrameIndex) {
+                if hidden == 0 {
+                    break;
+                }
+                let untouched = self.frames.get(frame).state() == State::Untouched;
+                if untouched && self.uffd.holds(region.hva(frame), len, nowhere).map_err(io::Error::other)? {
+                    self.found(frame);
+                    hidden -= 1;
                 }
             }
-        })
+        }
+        Ok(())
+    }
+
+    /// A frame has memory: if it is untouched, it is resident from now on.
+    fn found(&self, frame: FrameIndex) {
+        if self.frames.get(frame).state() == State::Untouched {
+            let now = self.clock.now();
+            // A refusal means that it is no longer untouched, which is all this is for.
+            let untouched = |word: &FrameWord| word.state() == State::Untouched;
+            let _ = self.frames.update(frame, |word| Some(word).filter(untouched)?.seen(now));
+        }
     }
 
     /// Makes the caller the owner of a frame in memory by `transition` (to Opening), takes its write-protection away, wakes who waits, and
@@ -74,7 +140,7 @@ impl Arena {
         transition: impl Fn(FrameWord) -> Option<FrameWord>,
     ) -> Result<(), FrameWord> {
         self.frames.update(frame, transition)?;
-        let opened = self.uffd.unprotect(self.memory.hva(frame), PAGE_SIZE as u64);
+        let opened = self.uffd.unprotect(self.memory.hva(frame), self.memory.frame_size().bytes());
         let (before, _) = self.frames.update(frame, FrameWord::opened)?;
         if let Err(error) = &opened {
             // The frame stays usable: the next write finds the protection and asks again.
@@ -113,9 +179,20 @@ impl Arena {
         self.missing.watch(frame, &self.memory, &self.uffd)
     }
 
+    /// log2 of the frames that are registered for missing pages together: what huge pages are decided for in one.
+    pub fn piece_shift(&self) -> u32 {
+        self.missing.shift
+    }
+
+    /// Registers frames again after their registration was ended, for what they were registered for.
+    pub fn register_again(&self, start: FrameIndex, count: u32) -> Result<(), UffdError> {
+        let len = u64::from(count) << self.memory.frame_size().shift();
+        self.uffd.register(self.memory.hva(start), len, self.missing.is_watched(start))
+    }
+
     /// Wakes who waits for a frame; they try again.
     pub fn wake(&self, frame: FrameIndex) {
-        if let Err(error) = self.uffd.wake(self.memory.hva(frame), PAGE_SIZE as u64) {
+        if let Err(error) = self.uffd.wake(self.memory.hva(frame), self.memory.frame_size().bytes()) {
             tracing::error!(%error, "waking a waiter failed");
         }
     }
@@ -133,14 +210,20 @@ struct MissingChunks {
 
 /// Each watched chunk may split a mapping twice; with at most this many chunks a guest of any size stays under 8,192 mappings.
 const MAX_CHUNKS: u32 = 2048;
-/// 2 MiB: the smallest chunk.
-const MIN_SHIFT: u32 = 9;
+/// `log2` of the bytes in the smallest chunk, 2 MiB.
+const MIN_BYTES_SHIFT: u32 = 21;
 
 impl MissingChunks {
-    fn new(frames: u32) -> Self {
-        let shift = frames.div_ceil(MAX_CHUNKS).next_power_of_two().ilog2().max(MIN_SHIFT);
+    fn new(frames: u32, size: FrameSize) -> Self {
+        let least = MIN_BYTES_SHIFT - size.shift();
+        let shift = frames.div_ceil(MAX_CHUNKS).next_power_of_two().ilog2().max(least);
         let chunks = frames.div_ceil(1 << shift) as usize;
         Self { shift, watched: (0..chunks).map(|_| AtomicBool::new(false)).collect(), gate: Mutex::new(()) }
+    }
+
+    fn is_watched(&self, frame: FrameIndex) -> bool {
+        // Acquire: as in `watch`.
+        self.watched[(frame.0 >> self.shift) as usize].load(Ordering::Acquire)
     }
 
     fn watch(&self, frame: FrameIndex, memory: &GuestMemory, uffd: &Uffd) -> Result<(), UffdError> {
@@ -156,7 +239,7 @@ impl MissingChunks {
         for (region, part) in memory.parts(start..end) {
             uffd.register(
                 region.hva(FrameIndex(part.start)),
-                u64::from(part.end - part.start) * PAGE_SIZE as u64,
+                u64::from(part.end - part.start) << memory.frame_size().shift(),
                 true,
             )?;
         }
@@ -173,10 +256,12 @@ mod tests {
     #[test]
     fn chunks_stay_under_the_limit_for_any_guest_size() {
         for frames in [1, 512, 513, 1 << 20, (1 << 20) + 1, 1 << 28, u32::MAX] {
-            let chunks = MissingChunks::new(frames);
-            assert!(chunks.watched.len() <= MAX_CHUNKS as usize, "{frames} frames");
-            assert!(chunks.shift >= MIN_SHIFT);
-            assert!(chunks.watched.len() as u64 * (1_u64 << chunks.shift) >= u64::from(frames));
+            for size in [FrameSize::Small, FrameSize::Huge] {
+                let chunks = MissingChunks::new(frames, size);
+                assert!(chunks.watched.len() <= MAX_CHUNKS as usize, "{frames} frames");
+                assert!(chunks.shift + size.shift() >= MIN_BYTES_SHIFT);
+                assert!(chunks.watched.len() as u64 * (1_u64 << chunks.shift) >= u64::from(frames));
+            }
         }
     }
 }

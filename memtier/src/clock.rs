@@ -24,11 +24,16 @@ impl ScanClock {
         Generation(self.finished.load(Ordering::Relaxed))
     }
 
+    /// The number of the scan that is to begin.
+    pub fn next(&self) -> Generation {
+        Generation(self.finished.load(Ordering::Relaxed).wrapping_add(1))
+    }
+
     /// A scan begins to watch. One at a time.
     pub fn begin(&self) -> Generation {
-        let next = self.finished.load(Ordering::Relaxed).wrapping_add(1);
-        self.watching.store(next, Ordering::Relaxed);
-        Generation(next)
+        let next = self.next();
+        self.watching.store(next.0, Ordering::Relaxed);
+        next
     }
 
     /// The scan that watches is given up; its number comes again. Answers (its number, the one that counts instead).

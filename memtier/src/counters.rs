@@ -12,7 +12,33 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Counts one event; answers how many that makes.
+    pub fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// How many so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many there are now. Relaxed: a hint for what may be skipped; exact when nothing moves.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One more. Counted before others can see it, so that it is never taken off first.
+    pub fn up(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub fn down(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -28,8 +54,11 @@ pub struct EventCounters {
     pub pages_fetched: Counter,
     pub pages_out: Counter,
     pub pages_out_zero: Counter,
+    pub pages_out_clean: Counter,
     pub evictions_cancelled: Counter,
     pub store_errors: Counter,
     pub pages_poisoned: Counter,
+    /// Faults put off because the host had no memory for the page, or was in other trouble.
+    pub faults_deferred: Counter,
     pub scans: Counter,
 }

@@ -1,11 +1,12 @@
-//! Moves pages out: claim, write-protect, read, store, move the state, punch.
+//! Moves pages out: claim, write-protect, read, store, move the state, punch. A page whose slot was kept when it came back and that is still
+//! what the slot holds is not stored again.
 //!
 //! Promises (`docs/architecture.md`, rules 1, 3 and 4): a page's memory is given back only after a tier acknowledged its bytes, and those
 //! were read while nobody could change them unseen; a write, a pin or a lock in between calls the eviction off; whatever fails, the page
-//! is back as it was and its slot is free again. Must never: make a guest wait for a store (a write fault is answered at once), or take
+//! is back as it was and its slot is free again, one that it had kept included. Must never: make a guest wait for a store (a write fault is answered at once), or take
 //! protection away from a frame that it does not own.
 //!
-//! Locks: a lane's mutex is held for a batch, I/O included; nothing on the fault path takes it.
+//! Locks: a lane's mutex, and under it what keeps pieces as they are, is held for a batch, I/O included; nothing on the fault path takes it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +17,12 @@ use crate::arena::Arena;
 use crate::counters::EventCounters;
 use crate::fault::fill::Waits;
 use crate::frame::word::{FrameWord, State, Ticket};
+use crate::kept::KeptSlots;
 use crate::page::{Page, PageSlab};
+use crate::pieces::Pieces;
 use crate::status::Outcomes;
-use crate::tier::{STORE_BATCH, StoreError, Tier};
-use crate::units::{FrameIndex, Gfn, PAGE_SIZE, Shard, SwapEntry};
+use crate::tier::{STORE_BATCH, StoreError, Tier, store_batch};
+use crate::units::{FrameIndex, FrameSize, Gfn, Shard, SwapEntry};
 
 /// See the module.
 #[derive(Debug)]
@@ -27,6 +30,9 @@ pub struct Evictor {
     arena: Arc<Arena>,
     tier: Arc<dyn Tier>,
     counters: Arc<EventCounters>,
+    kept: KeptSlots,
+    /// Which parts of guest memory have no huge pages and may leave, in a guest that has some.
+    pieces: Option<Arc<Pieces>>,
     /// One per shard of guest memory.
     lanes: Vec<Lane>,
     tickets: AtomicU64,
@@ -43,6 +49,7 @@ struct Lane {
 /// What one batch works with; kept, so that a batch allocates nothing.
 #[derive(Debug)]
 struct Work {
+    /// The pages of a batch's frames, one frame after the other.
     pages: PageSlab,
     claims: Vec<Claim>,
     gfns: Vec<Gfn>,
@@ -53,6 +60,8 @@ struct Work {
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     frame: FrameIndex,
+    /// The slot that the frame had kept: ours to use or to free.
+    kept: Option<SwapEntry>,
     fate: Fate,
 }
 
@@ -65,6 +74,8 @@ enum Fate {
     Zero,
     /// The tier has it.
     Stored(SwapEntry),
+    /// The tier has had it all along, in the slot that was kept.
+    Unchanged(SwapEntry),
     /// Leaving; its memory may be given back.
     Leaving,
     /// Back in memory, counted.
@@ -84,16 +95,29 @@ const NOT_TAKEN: Outcomes = Outcomes { evicted: 0, absent: 0, locked: 0, shared:
 
 impl Evictor {
     /// An evictor with `shards` lanes.
-    pub fn new(arena: Arc<Arena>, tier: Arc<dyn Tier>, counters: Arc<EventCounters>, shards: u16) -> Self {
+    pub fn new(
+        arena: Arc<Arena>,
+        tier: Arc<dyn Tier>,
+        counters: Arc<EventCounters>,
+        pieces: Option<Arc<Pieces>>,
+        shards: u16,
+    ) -> Self {
+        let size = arena.memory.frame_size();
         let work = || Work {
-            pages: PageSlab::new(STORE_BATCH),
+            pages: PageSlab::new(store_batch(size) * size.pages()),
             claims: Vec::with_capacity(STORE_BATCH),
             gfns: Vec::with_capacity(STORE_BATCH),
             stored: Vec::with_capacity(STORE_BATCH),
         };
         let lane = |_| Lane { work: Mutex::new(work()), ended: AtomicU64::new(0) };
         let lanes = (0..shards.max(1)).map(lane).collect();
-        Self { arena, tier, counters, lanes, tickets: AtomicU64::new(1) }
+        let kept = KeptSlots::new(Arc::clone(&arena), Arc::clone(&tier));
+        Self { arena, tier, counters, kept, pieces, lanes, tickets: AtomicU64::new(1) }
+    }
+
+    /// Frees the slot that a frame in memory has kept, if it has: for whoever knows that the page was written to since it came back.
+    pub fn forget_slot(&self, frame: FrameIndex) -> bool {
+        self.kept.forget(frame, self.shard(frame))
     }
 
     /// Evicts these frames, in batches of neighbours in the order given. When the tier takes nothing of a batch (full, or failing), the rest
@@ -110,7 +134,7 @@ impl Evictor {
             && let Some(first) = frames.peek()
         {
             let place = self.place(*first);
-            let room = usize::try_from(limit - outcomes.evicted).unwrap_or(STORE_BATCH).min(STORE_BATCH);
+            let room = usize::try_from(limit - outcomes.evicted).unwrap_or(STORE_BATCH).min(store_batch(self.size()));
             let mut count = 0;
             while count < room
                 && let Some(frame) = frames.next_if(|frame| self.place(*frame) == place)
@@ -118,6 +142,7 @@ impl Evictor {
                 // What can't be claimed takes no room in the batch.
                 match refusal(self.arena.frames.get(frame)) {
                     Some(refused) => outcomes.add(&refused),
+                    None if !self.is_split(frame) => outcomes.busy += 1,
                     None => {
                         batch[count] = frame;
                         count += 1;
@@ -142,6 +167,11 @@ impl Evictor {
         outcomes
     }
 
+    /// Makes sure that no huge page is where the frame is.
+    fn is_split(&self, frame: FrameIndex) -> bool {
+        self.pieces.as_ref().is_none_or(|pieces| pieces.may_leave(frame) || pieces.split(frame).is_ok())
+    }
+
     /// Waits until every batch that is under way now has ended. Not by taking the lanes' locks: a long request takes its lane again and
     /// again, and an unfair lock could keep us out until it is through.
     pub fn quiesce(&self) {
@@ -153,6 +183,10 @@ impl Evictor {
                 waits.once();
             }
         }
+    }
+
+    fn size(&self) -> FrameSize {
+        self.arena.memory.frame_size()
     }
 
     /// What the frames of one batch have in common: shard and region (frames of two regions follow each other only in the table).
@@ -174,6 +208,7 @@ impl Evictor {
         let Lane { work: lane, ended } = &self.lanes[usize::from(shard.0)];
         let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = &mut *lane;
+        let _shape = self.pieces.as_ref().map(|pieces| pieces.hold());
         // Relaxed: only uniqueness counts.
         let ticket = Ticket::new(self.tickets.fetch_add(1, Ordering::Relaxed));
         let mut batch = Batch { evictor: self, shard, ticket, outcomes: &mut outcomes };
@@ -204,9 +239,19 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn claim(&mut self, lane: &mut Work, frames: &[FrameIndex]) {
         lane.claims.clear();
+        let pieces = self.evictor.pieces.as_ref();
         for frame in frames.iter().copied() {
+            // Its piece may have been collapsed since it was looked at.
+            if pieces.is_some_and(|pieces| !pieces.may_leave(frame)) {
+                self.outcomes.busy += 1;
+                continue;
+            }
             match self.frames().update(frame, |word| word.claim(self.ticket)) {
-                Ok(_) => lane.claims.push(Claim { frame, fate: Fate::Claimed }),
+                Ok((before, _)) => {
+                    let kept = before.entry();
+                    kept.iter().for_each(|_| self.evictor.arena.kept.down());
+                    lane.claims.push(Claim { frame, kept, fate: Fate::Claimed });
+                }
                 Err(word) => self.outcomes.add(&refusal(word).unwrap_or(Outcomes { busy: 1, ..Outcomes::default() })),
             }
         }
@@ -219,64 +264,108 @@ impl Batch<'_> {
         for run in runs(&lane.claims, Fate::Claimed) {
             let claims = &mut lane.claims[run];
             let start = self.evictor.arena.memory.hva(claims[0].frame);
-            if let Err(error) = self.evictor.arena.uffd.protect(start, (claims.len() * PAGE_SIZE) as u64) {
+            if let Err(error) =
+                self.evictor.arena.uffd.protect(start, claims.len() as u64 * self.evictor.size().bytes())
+            {
                 tracing::error!(%error, "eviction: write-protection failed, pages stay");
                 claims.iter_mut().for_each(|claim| self.give_up(claim));
             }
         }
     }
 
-    /// Reads the claimed frames; pages that are not all zero end up at the front of the lane's slab, in order.
+    /// Reads the claimed frames; pages that have to be stored end up at the front of the lane's slab, in order.
     fn read(&mut self, lane: &mut Work) {
         lane.gfns.clear();
         for run in runs(&lane.claims, Fate::Claimed) {
             let claims = &mut lane.claims[run];
             let at = lane.gfns.len();
-            let pages = &mut lane.pages[at..at + claims.len()];
+            let pages = &mut lane.pages[self.pages_of(at).start..self.pages_of(at + claims.len()).start];
             if let Err(error) = self.evictor.arena.memory.read(claims[0].frame, pages) {
                 tracing::error!(%error, "eviction: reading guest memory failed, pages stay");
                 claims.iter_mut().for_each(|claim| self.give_up(claim));
                 continue;
             }
             for (index, claim) in claims.iter_mut().enumerate() {
-                if is_zero(&lane.pages[at + index]) {
-                    claim.fate = Fate::Zero;
-                    continue;
+                let (from, to) = (at + index, lane.gfns.len());
+                let gfn = self.evictor.arena.memory.gfn(claim.frame);
+                claim.fate = self.fate_of(claim.kept.take(), gfn, &lane.pages[self.pages_of(from)]);
+                if claim.fate == Fate::Claimed {
+                    if to != from {
+                        lane.pages.copy_within(self.pages_of(from), self.pages_of(to).start);
+                    }
+                    lane.gfns.push(gfn);
                 }
-                let to = lane.gfns.len();
-                if to != at + index {
-                    lane.pages.copy_within(at + index..=at + index, to);
-                }
-                lane.gfns.push(self.evictor.arena.memory.gfn(claim.frame));
             }
         }
     }
 
+    /// Where in the lane's slab the pages of its `index`th frame are.
+    fn pages_of(&self, index: usize) -> Range<usize> {
+        let pages = self.evictor.size().pages();
+        index * pages..(index + 1) * pages
+    }
+
+    /// What a claimed page needs, now that its bytes are known. A kept slot that is of no use is freed before anything is stored: it may be
+    /// the one that is missing.
+    fn fate_of(&self, kept: Option<SwapEntry>, gfn: Gfn, pages: &[Page]) -> Fate {
+        let zero = pages.iter().all(is_zero);
+        if let Some(entry) = kept {
+            if !zero && self.evictor.tier.still_holds(entry, gfn, pages) {
+                return Fate::Unchanged(entry);
+            }
+            self.free(Some(entry));
+        }
+        if zero { Fate::Zero } else { Fate::Claimed }
+    }
+
     fn store(&mut self, lane: &mut Work) {
+        self.store_once(lane);
+        // No room: slots that are only kept for the case that a page does not change have to go first.
+        if !lane.gfns.is_empty() && self.evictor.kept.give_up(lane.gfns.len(), self.shard) > 0 {
+            self.store_once(lane);
+        }
+        for claim in lane.claims.iter_mut().filter(|claim| claim.fate == Fate::Claimed) {
+            self.give_up(claim);
+        }
+    }
+
+    /// Stores the pages of the claims whose fate is open. Those for which there was no room stay so, and their pages are moved to the front.
+    fn store_once(&mut self, lane: &mut Work) {
         if lane.gfns.is_empty() {
             return;
         }
         self.evictor.tier.store(self.shard, &lane.gfns, &lane.pages, &mut lane.stored);
-        let mut results = lane.stored.drain(..);
-        for claim in lane.claims.iter_mut().filter(|claim| claim.fate == Fate::Claimed) {
-            match results.next() {
-                Some(Ok(entry)) => claim.fate = Fate::Stored(entry),
-                Some(Err(StoreError::Full)) | None => self.give_up(claim),
-                Some(Err(error)) => {
+        let mut without_room = 0;
+        let open = lane.claims.iter_mut().filter(|claim| claim.fate == Fate::Claimed);
+        for (index, (claim, result)) in open.zip(lane.stored.drain(..)).enumerate() {
+            match result {
+                Ok(entry) => claim.fate = Fate::Stored(entry),
+                Err(StoreError::Full) => {
+                    lane.gfns[without_room] = lane.gfns[index];
+                    lane.pages.copy_within(self.pages_of(index), self.pages_of(without_room).start);
+                    without_room += 1;
+                }
+                Err(error) => {
                     tracing::warn!(%error, "eviction: the store failed, the page stays");
                     self.give_up(claim);
                 }
             }
         }
+        lane.gfns.truncate(without_room);
     }
 
     /// Moves what is stored to Leaving: from then on a fault waits. Before that, its chunk traps missing pages.
     fn leave(&mut self, lane: &mut Work) {
+        // Read once: a batch takes no more than a few ticks.
+        let (refaults, mut left) = (&self.evictor.arena.refaults, 0);
+        let now = refaults.now();
         for claim in &mut lane.claims {
-            let entry = match claim.fate {
-                Fate::Zero => None,
-                Fate::Stored(entry) => Some(entry),
-                _ => continue,
+            let counters = &self.evictor.counters;
+            let (entry, counter) = match claim.fate {
+                Fate::Zero => (None, &counters.pages_out_zero),
+                Fate::Stored(entry) => (Some(entry), &counters.pages_out),
+                Fate::Unchanged(entry) => (Some(entry), &counters.pages_out_clean),
+                Fate::Claimed | Fate::Leaving | Fate::Back => continue,
             };
             if let Err(error) = self.evictor.arena.watch_missing(claim.frame) {
                 tracing::error!(%error, "eviction: registering for missing pages failed, the page stays");
@@ -284,11 +373,11 @@ impl Batch<'_> {
                 self.give_up(claim);
                 continue;
             }
-            match self.frames().update(claim.frame, |word| word.begin_leave(self.ticket, entry)) {
+            match self.frames().update(claim.frame, |word| word.begin_leave(self.ticket, entry, now)) {
                 Ok(_) => {
                     claim.fate = Fate::Leaving;
-                    let counters = &self.evictor.counters;
-                    if entry.is_some() { counters.pages_out.add(1) } else { counters.pages_out_zero.add(1) }
+                    counter.add(1);
+                    left += 1;
                 }
                 Err(word) => {
                     self.free(entry);
@@ -296,6 +385,7 @@ impl Batch<'_> {
                 }
             }
         }
+        refaults.count_left(left);
     }
 
     /// Gives the memory back, then lets faults go on.
@@ -324,6 +414,7 @@ impl Batch<'_> {
     fn give_up(&mut self, claim: &mut Claim) {
         claim.fate = Fate::Back;
         self.outcomes.error += 1;
+        self.free(claim.kept.take());
         self.take_back(claim.frame);
     }
 
@@ -358,9 +449,9 @@ impl Batch<'_> {
 fn refusal(word: FrameWord) -> Option<Outcomes> {
     let mut outcomes = Outcomes::default();
     match word.state() {
-        State::Resident if word.is_locked() => outcomes.locked = 1,
+        State::Resident | State::Clean if word.is_locked() => outcomes.locked = 1,
         State::Resident if word.pins() > 0 => outcomes.busy = 1,
-        State::Resident => return None,
+        State::Resident | State::Clean => return None,
         State::Evicting | State::Leaving | State::Filling | State::Opening => outcomes.busy = 1,
         State::Untouched | State::Swapped | State::Zero | State::Discarded | State::Poisoned => outcomes.absent = 1,
     }

@@ -8,7 +8,9 @@
 //! * [`memory`], [`arena`]: guest memory, and the ground all others stand on
 //! * [`track`]: accesses, idle bitmap, ages, scans
 //! * [`swap`], [`tier`]: slots, areas, slot caches, and the stores behind them
-//! * [`evict`], [`fault`], [`pins`]: out, back, and not at all
+//! * [`evict`], [`fault`], [`kept`], [`pins`]: out, back, back with its slot kept, and not at all
+//! * [`insight`]: what ages tell: curves, working set, heat
+//! * [`refault`]: how far pages get before they are wanted back
 //! * [`control`], [`status`]: what a client asks and sees
 //! * [`hypervisor`]: what the tiers ask of the VMM
 
@@ -21,10 +23,14 @@ pub mod evict;
 pub mod fault;
 pub mod frame;
 pub mod hypervisor;
+pub mod insight;
+pub mod kept;
 pub mod memory;
 pub mod page;
+pub mod pieces;
 pub mod pins;
 pub mod ranges;
+pub mod refault;
 pub mod status;
 pub mod swap;
 pub mod sync;

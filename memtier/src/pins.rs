@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::arena::Arena;
 use crate::fault::fill::{FillError, Filler, Unreadable};
 use crate::frame::word::{FrameWord, State};
-use crate::page::{Page, PageSlab};
+use crate::page::PageSlab;
 use crate::units::{FrameIndex, Gfn, Shard};
 
 /// Why frames could not be pinned. None of them is.
@@ -71,8 +71,8 @@ impl PinGuard {
                 State::Resident => return Err(PinError::TooMany(self.arena.memory.gfn(frame))),
                 State::Poisoned => return Err(PinError::Lost(self.arena.memory.gfn(frame))),
                 _ => {
-                    let page: &mut Page = &mut buffer.get_or_insert_with(|| PageSlab::new(1))[0];
-                    match filler.bring_back(frame, Shard(0), page, Unreadable::Poison) {
+                    let pages = buffer.get_or_insert_with(|| self.arena.memory.frame_buffer());
+                    match filler.bring_back(frame, Shard(0), pages, Unreadable::Poison) {
                         Ok(_) => {}
                         Err(FillError::NotOut(_) | FillError::Unreadable { .. }) => {
                             return Err(PinError::Lost(self.arena.memory.gfn(frame)));

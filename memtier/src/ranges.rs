@@ -1,23 +1,25 @@
 //! Guest ranges as clients name them: checked, and kept as a set.
 //!
-//! Promises: a range that is not page-aligned or wraps around is refused by its numbers; a [`RangeSet`] holds disjoint ascending ranges that
+//! Promises: a range that is not made of whole pages (of the guest's size) or wraps around is refused by its numbers; a [`RangeSet`] holds disjoint ascending ranges that
 //! do not touch. Must never: touch frames.
 
 use std::ops::Range;
 
 use crate::status::GuestRange;
-use crate::units::{PAGE_SHIFT, PAGE_SIZE};
+use crate::units::{FrameSize, PAGE_SHIFT};
 
 /// Why a range is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// Start or length is not a multiple of the page size.
-    #[error("range {what} {value:#x} is not a multiple of {PAGE_SIZE}")]
+    #[error("range {what} {value:#x} is not a multiple of {unit}")]
     Unaligned {
         /// `start` or `len`.
         what: &'static str,
         /// What was given.
         value: u64,
+        /// Bytes in one of the guest's pages.
+        unit: u64,
     },
     /// The end is beyond the address space.
     #[error("range {start:#x}+{len:#x} goes beyond the address space")]
@@ -29,11 +31,12 @@ pub enum RangeError {
     },
 }
 
-/// The frame numbers of a range in bytes.
-pub fn frames_of(range: &GuestRange) -> Result<Range<u64>, RangeError> {
+/// The frame numbers of a range in bytes, for a guest with frames of this size.
+pub fn frames_of(range: &GuestRange, size: FrameSize) -> Result<Range<u64>, RangeError> {
+    let unit = size.bytes();
     for (what, value) in [("start", range.start), ("len", range.len)] {
-        if !value.is_multiple_of(PAGE_SIZE as u64) {
-            return Err(RangeError::Unaligned { what, value });
+        if !value.is_multiple_of(unit) {
+            return Err(RangeError::Unaligned { what, value, unit });
         }
     }
     let wraps = RangeError::Wraps { start: range.start, len: range.len };
@@ -103,11 +106,14 @@ mod tests {
 
     #[test]
     fn bad_ranges_are_refused_with_their_numbers() {
-        let refused = |start, len| frames_of(&GuestRange { start, len }).unwrap_err().to_string();
+        let refused = |start, len| frames_of(&GuestRange { start, len }, FrameSize::Small).unwrap_err().to_string();
         assert_eq!(refused(1, 4096), "range start 0x1 is not a multiple of 4096");
         assert_eq!(refused(4096, 7), "range len 0x7 is not a multiple of 4096");
         assert_eq!(refused(!0xfff, 0x2000), "range 0xfffffffffffff000+0x2000 goes beyond the address space");
-        assert_eq!(frames_of(&GuestRange { start: 0x1000, len: 0x3000 }), Ok(1..4));
+        assert_eq!(frames_of(&GuestRange { start: 0x1000, len: 0x3000 }, FrameSize::Small), Ok(1..4));
+        let error = frames_of(&GuestRange { start: 0, len: 0x3000 }, FrameSize::Huge).unwrap_err();
+        assert_eq!(error.to_string(), "range len 0x3000 is not a multiple of 2097152");
+        assert_eq!(frames_of(&GuestRange { start: 2 << 20, len: 4 << 20 }, FrameSize::Huge), Ok(512..1536));
     }
 
     proptest! {

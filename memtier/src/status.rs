@@ -237,6 +237,10 @@ pub struct ScanPlan {
     pub interval_ms: u64,
     /// How long each scan watches, in milliseconds, at most 1,200,000.
     pub sleep_ms: u64,
+    /// A page found accessed again and again is looked at every 2^`backoff` scans at least, 0..=8, and counts as accessed in between. 0 looks
+    /// at every page in every scan. Without it, 6. Trackers that cost the guest nothing look at every page anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<u32>,
 }
 
 /// How far a series of scans is.
@@ -258,12 +262,18 @@ pub enum ScanState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ScanLoop {
-    /// Resident pages accessed while it watched.
+    /// Resident pages accessed while it watched, `assumed` ones included.
     pub accessed: u64,
+    /// Pages that count as accessed because they always were lately; this scan did not look at them (see [`ScanPlan::backoff`]).
+    #[serde(default)]
+    pub assumed: u64,
     /// Resident pages not accessed.
     pub idle: u64,
     /// Time spent arming and collecting, without the waiting, in microseconds.
     pub scan_us: u64,
+    /// The longest single call that may have kept a vCPU waiting, in microseconds.
+    #[serde(default)]
+    pub longest_call_us: u64,
     /// From arming to collected, in microseconds.
     pub duration_us: u64,
 }
@@ -278,6 +288,9 @@ pub struct ScanReport {
     pub state: ScanState,
     /// What was asked for.
     pub plan: ScanPlan,
+    /// Loops that have armed everything: what is accessed from then on is seen by that loop.
+    #[serde(default)]
+    pub armed: u32,
     /// One entry per finished loop.
     pub loops: Vec<ScanLoop>,
     /// Why it failed, if it did.
@@ -301,6 +314,9 @@ pub struct Counters {
     pub pages_out: u64,
     /// Pages that left as zero pages.
     pub pages_out_zero: u64,
+    /// Pages that left without a write: their slot still had the same bytes.
+    #[serde(default)]
+    pub pages_out_clean: u64,
     /// Evictions called off by a write or a pin.
     pub evictions_cancelled: u64,
     /// Pages that a store refused; they stayed resident.
@@ -347,6 +363,22 @@ pub struct Limits {
     pub swap_total_pages: u64,
 }
 
+/// Memory with transparent huge pages, in pieces of 2 MiB or more (see `docs/tracking.md`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PieceCounts {
+    /// Pieces that may be made of huge pages and are kept as wholes.
+    pub whole: u64,
+    /// Pieces made of 4 KiB pages.
+    pub split: u64,
+    /// Times a piece was split.
+    pub splits: u64,
+    /// Times a piece was collapsed into huge pages.
+    pub collapses: u64,
+    /// Times the guest or the kernel was against it.
+    pub refused: u64,
+}
+
 /// The tiers now. `resident + swapped + zero + untouched + discarded + poisoned = guest`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -359,6 +391,10 @@ pub struct Status {
     pub guest_pages: u64,
     /// In host memory now. Pages on their way out count here until they have left, pages on their way in from the start.
     pub resident_pages: u64,
+    /// Of the resident ones, those whose swap slot still holds the same bytes as when they came back; they leave again without a write, if
+    /// they were not written.
+    #[serde(default)]
+    pub clean_pages: u64,
     /// In a swap area.
     pub swapped_pages: u64,
     /// Out as zero pages.
@@ -373,6 +409,9 @@ pub struct Status {
     pub locked_pages: u64,
     /// Pinned by devices.
     pub pinned_pages: u64,
+    /// How guest memory is made, in a guest with transparent huge pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pieces: Option<PieceCounts>,
     /// Whether pages may leave on their own.
     pub swap_enable: bool,
     /// Bounds.

@@ -7,13 +7,52 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// Bytes in a page, the unit in which memory leaves and comes back. x86-64's base page.
+/// Bytes in a page: x86-64's base page, the unit of guest frame numbers and of swap slots.
 pub const PAGE_SIZE: usize = 4096;
 
 /// `log2(PAGE_SIZE)`.
 pub const PAGE_SHIFT: u32 = 12;
 
-/// A guest frame number: a guest physical address divided by [`PAGE_SIZE`].
+/// `log2` of the bytes in a huge page: one entry of a page directory on x86-64.
+const HUGE_SHIFT: u32 = 21;
+
+/// How large the frames are in which one guest's memory is tracked, leaves and comes back. All of a guest's are alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrameSize {
+    /// One page of 4 KiB.
+    #[default]
+    Small,
+    /// 512 of them: a huge page of 2 MiB.
+    Huge,
+}
+
+impl FrameSize {
+    /// `log2` of [`Self::bytes`].
+    pub const fn shift(self) -> u32 {
+        match self {
+            Self::Small => PAGE_SHIFT,
+            Self::Huge => HUGE_SHIFT,
+        }
+    }
+
+    /// Bytes in a frame.
+    pub const fn bytes(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// Pages in a frame.
+    pub const fn pages(self) -> usize {
+        1 << (self.shift() - PAGE_SHIFT)
+    }
+}
+
+impl fmt::Display for FrameSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Bytes(self.bytes()).fmt(f)
+    }
+}
+
+/// A guest frame number: a guest physical address divided by [`PAGE_SIZE`], whatever the size of the guest's frames here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Gfn(pub u64);
@@ -58,7 +97,7 @@ impl fmt::Display for Hva {
     }
 }
 
-/// A frame's place in the dense frame table: guest memory without its holes, in address order.
+/// A frame's place in the dense frame table: guest memory without its holes, in address order, counted in frames of its [`FrameSize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameIndex(pub u32);
 
@@ -202,6 +241,7 @@ mod tests {
         assert_eq!(Hva(0x1f000).to_string(), "0x1f000");
         assert_eq!(SwapEntry::new(AreaId(2), SlotOffset(0x10)).to_string(), "2:s10");
         assert_eq!(Bytes(3 << 20).to_string(), "3 MiB");
+        assert_eq!((FrameSize::Small.to_string(), FrameSize::Huge.to_string()), ("4 KiB".into(), "2 MiB".into()));
         assert_eq!(Bytes(4097).to_string(), "4097 B");
     }
 }

@@ -19,6 +19,7 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let kernel = args.next().ok_or("which kernel?")?;
     let mut config = MachineConfig {
+        huge_pages: memtier::status::HugePages::Off,
         id: "boot".into(),
         cpus: 1,
         memory: 128 << 20,

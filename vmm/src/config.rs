@@ -20,6 +20,8 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// Guest memory in bytes, a multiple of the page size.
     pub memory: u64,
+    /// What backs it.
+    pub huge_pages: HugePages,
     /// What runs.
     pub boot: BootSource,
     /// Disks in the order in which the guest finds them.
@@ -85,11 +87,30 @@ pub enum ConsoleConfig {
 pub struct TieringConfig {
     /// How accesses are seen.
     pub tracker: TrackerChoice,
-    /// What backs guest memory.
-    pub huge_pages: HugePages,
+    /// How KVM is asked which pages were written.
+    pub dirty_log: DirtyLogMode,
     /// Swap areas to switch on before the guest starts.
     pub areas: Vec<AreaSpec>,
 }
+
+/// How KVM is asked which pages were written. Both cost nothing before somebody asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirtyLogMode {
+    /// A bitmap of all guest memory.
+    #[default]
+    Bitmap,
+    /// A ring for each vCPU: what was written costs, what was not costs nothing, and which vCPU wrote it is known. A vCPU stops for a moment
+    /// when its ring is full.
+    Ring {
+        /// Entries of each ring, a power of two, [`MIN_RING_ENTRIES`]..=[`MAX_RING_ENTRIES`]; 16 bytes each.
+        entries: u32,
+    },
+}
+
+/// The least entries of a dirty ring: KVM keeps up to 576 in reserve, for what the processor buffers.
+pub const MIN_RING_ENTRIES: u32 = 1024;
+/// The most entries of a dirty ring (KVM's limit).
+pub const MAX_RING_ENTRIES: u32 = 1 << 16;
 
 /// Why a configuration is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +133,12 @@ pub enum ConfigError {
         /// What was asked for.
         memory: u64,
     },
+    /// Not a multiple of 2 MiB, where pages of that size were asked for.
+    #[error("guest memory of {} is not a multiple of 2 MiB, as huge pages of that size need it", Bytes(*.memory))]
+    MemoryNotInHugePages {
+        /// What was asked for.
+        memory: u64,
+    },
     /// More than the host has.
     #[error("guest memory of {} is more than this host has, {}", Bytes(*.memory), Bytes(*.host))]
     MemoryBeyondHost {
@@ -125,6 +152,14 @@ pub enum ConfigError {
     Devices {
         /// What was asked for.
         devices: usize,
+    },
+    /// Not a power of two, or not [`MIN_RING_ENTRIES`]..=[`MAX_RING_ENTRIES`].
+    #[error(
+        "a dirty ring of {entries} entries asked for, a ring has a power of two from {MIN_RING_ENTRIES} to {MAX_RING_ENTRIES}"
+    )]
+    DirtyRing {
+        /// What was asked for.
+        entries: u32,
     },
     /// A payload image takes neither an initrd nor a command line.
     #[error("a payload image takes no {what}")]
@@ -145,6 +180,11 @@ impl MachineConfig {
         let devices = self.virtio_devices();
         if devices > irq::MAX_VIRTIO_DEVICES {
             return Err(ConfigError::Devices { devices });
+        }
+        if let Some(TieringConfig { dirty_log: DirtyLogMode::Ring { entries }, .. }) = self.tiering
+            && !(entries.is_power_of_two() && (MIN_RING_ENTRIES..=MAX_RING_ENTRIES).contains(&entries))
+        {
+            return Err(ConfigError::DirtyRing { entries });
         }
         if self.boot.entry == EntryMode::EveryVcpu {
             if self.boot.initrd.is_some() {
@@ -167,6 +207,9 @@ impl MachineConfig {
         if !memory.is_multiple_of(PAGE_SIZE as u64) {
             return Err(ConfigError::MemoryNotInPages { memory });
         }
+        if self.huge_pages == HugePages::Hugetlb2M && !memory.is_multiple_of(2 << 20) {
+            return Err(ConfigError::MemoryNotInHugePages { memory });
+        }
         if memory < layout::MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall { memory });
         }
@@ -186,6 +229,7 @@ mod tests {
             id: "test".into(),
             cpus: 1,
             memory: 64 << 20,
+            huge_pages: HugePages::Off,
             boot: BootSource::default(),
             disks: vec![],
             entropy: true,
@@ -214,8 +258,22 @@ mod tests {
             refusal(|c| c.memory = (64 << 20) + 1),
             "guest memory of 67108865 bytes is not a multiple of the page size, 4096"
         );
+        assert_eq!(
+            refusal(|c| {
+                c.memory = 65 << 20;
+                c.huge_pages = HugePages::Hugetlb2M;
+            }),
+            "guest memory of 65 MiB is not a multiple of 2 MiB, as huge pages of that size need it"
+        );
         let beyond = refusal(|c| c.memory = 1 << 60);
         assert!(beyond.starts_with("guest memory of 1073741824 GiB is more than this host has, "), "{beyond}");
+        for entries in [0, 512, 1025, 1 << 17] {
+            let dirty_log = DirtyLogMode::Ring { entries };
+            assert_eq!(
+                refusal(|c| c.tiering = Some(TieringConfig { dirty_log, ..Default::default() })),
+                format!("a dirty ring of {entries} entries asked for, a ring has a power of two from 1024 to 65536")
+            );
+        }
         let disk = DiskConfig { path: "disk".into(), read_only: false };
         assert_eq!(
             refusal(|c| c.disks = vec![disk; 19]),

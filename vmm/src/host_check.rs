@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::{Entry, tables};
+use crate::kvm::dirty::Offer;
 use crate::kvm::{self, Vm, capability};
 use crate::memory::{GuestRam, layout};
 use crate::vcpu::registers;
@@ -28,7 +28,7 @@ pub struct KvmProbe {
     pub max_vcpus: usize,
     /// The largest dirty ring per vCPU in bytes, if KVM has dirty rings.
     pub dirty_ring_bytes: Option<u32>,
-    /// Whether the dirty log can be cleared piece by piece (manual protection).
+    /// Whether the dirty log is a bitmap that can be cleared piece by piece and is all set at first (manual protection).
     pub dirty_log_manual: bool,
     /// Whether guests can get machine checks, which is how they learn of a lost page.
     pub machine_checks: bool,
@@ -101,12 +101,13 @@ pub fn kvm_probe() -> Result<KvmProbe, KvmError> {
         present: kvm.check_extension(needed.capability),
     };
     let number = |capability| u32::try_from(kvm.check_extension_int(capability)).ok().filter(|number| *number > 0);
+    let dirty_log = Offer::new(&kvm);
     Ok(KvmProbe {
         api_version: kvm.get_api_version(),
         capabilities: capability::NEEDED.iter().map(probe).collect(),
         max_vcpus: kvm.get_max_vcpus(),
-        dirty_ring_bytes: number(Cap::DirtyLogRing),
-        dirty_log_manual: kvm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into()) > 0,
+        dirty_ring_bytes: dirty_log.ring_bytes(),
+        dirty_log_manual: dirty_log.bitmap,
         machine_checks: number(Cap::Mce).is_some(),
         kernel_mode: measure_kernel_mode(&kvm),
     })
@@ -125,7 +126,7 @@ const COUNTER_AT: u64 = layout::HIGH_RAM_START;
 fn measure_kernel_mode(kvm: &Kvm) -> Result<KernelMode, ProbeError> {
     const LOOPS: u64 = 1000;
     const INSTRUCTIONS: f64 = 2.0 * 999.0;
-    let ram = Arc::new(GuestRam::new(2 << 20)?);
+    let ram = Arc::new(GuestRam::new(2 << 20, memtier::status::HugePages::Off)?);
     tables::write_to(ram.handle()).map_err(ProbeError::Write)?;
     ram.handle().write_slice(&COUNTER, GuestAddress(COUNTER_AT)).map_err(ProbeError::Write)?;
     let vm = Vm::new(kvm, ram)?;

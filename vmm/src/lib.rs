@@ -17,5 +17,7 @@ mod vcpu;
 mod wiring;
 
 pub use boot::{BootError, CmdlineError, DEFAULT_CMDLINE, InitrdError, KernelError};
-pub use config::{BootSource, ConfigError, ConsoleConfig, DiskConfig, EntryMode, MachineConfig, TieringConfig};
+pub use config::{
+    BootSource, ConfigError, ConsoleConfig, DirtyLogMode, DiskConfig, EntryMode, MachineConfig, TieringConfig,
+};
 pub use machine::{ExitReason, ExtraPio, Machine, MachineError, MachineState};

@@ -1,11 +1,11 @@
-//! Seeing and steering what a guest touches: userfaultfd, page maps, the idle page bitmap.
+//! Seeing and steering what a guest touches: userfaultfd, page maps, locked memory.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::fs::{self, File};
 use std::path::Path;
 
 use memtier::sys::pagemap::{Method, Pagemap};
 use memtier::sys::uffd::{Uffd, UffdError};
+use memtier::units::FrameSize;
 
 use super::Row;
 use crate::cli::chain;
@@ -15,19 +15,13 @@ const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_PTRACE: u32 = 19;
 
 pub(super) fn rows() -> Vec<Row> {
-    vec![
-        userfaultfd(),
-        userfaultfd_access(),
-        memory_locking(),
-        pagemap_scan(),
-        page_idle(Path::new("/sys/kernel/mm/page_idle/bitmap")),
-    ]
+    vec![userfaultfd(), userfaultfd_access(), memory_locking(), pagemap_scan()]
 }
 
 /// Opens one as the tiers do, with all features that they need.
 fn userfaultfd() -> Row {
     const WHAT: &str = "userfaultfd";
-    match Uffd::open() {
+    match Uffd::open(FrameSize::Small) {
         Ok(_) => Row::ok(WHAT, "opens, with write-protection of shared memory, POISON and THREAD_ID"),
         Err(error @ UffdError::Permission(_)) => Row::missing(
             WHAT,
@@ -45,19 +39,28 @@ fn memory_locking() -> Row {
     if has_capability(CAP_IPC_LOCK) {
         return Row::ok(WHAT, "without limit, by CAP_IPC_LOCK");
     }
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().next());
-    match limit {
-        Some("unlimited") => Row::ok(WHAT, "without limit"),
-        _ => Row::warn(
-            WHAT,
-            format!(
-                "limited to {} bytes: the host may unmap guest pages, which then look idle",
-                limit.unwrap_or("unknown")
-            ),
-            "raise the limit (ulimit -l unlimited, LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK",
-        ),
+    if can_lock() {
+        return Row::ok(WHAT, "without limit");
     }
+    Row::warn(
+        WHAT,
+        format!(
+            "limited to {} bytes: the host may unmap guest pages, which then look idle",
+            lock_limit().as_deref().unwrap_or("unknown")
+        ),
+        "raise the limit (ulimit -l unlimited, LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK",
+    )
+}
+
+/// Whether this process may lock memory of any size.
+pub(super) fn can_lock() -> bool {
+    has_capability(CAP_IPC_LOCK) || lock_limit().is_some_and(|limit| limit == "unlimited")
+}
+
+fn lock_limit() -> Option<String> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().next());
+    limit.map(str::to_owned)
 }
 
 /// The ways in that this process has.
@@ -105,25 +108,6 @@ fn pagemap_scan() -> Row {
     }
 }
 
-/// The host kernel's own idle page tracking.
-fn page_idle(bitmap: &Path) -> Row {
-    const WHAT: &str = "page_idle";
-    let shown = bitmap.display();
-    match OpenOptions::new().read(true).write(true).open(bitmap) {
-        Ok(_) => Row::ok(WHAT, format!("{shown} opens")),
-        Err(error) if error.kind() == ErrorKind::NotFound => Row::warn(
-            WHAT,
-            format!("{shown} is not there"),
-            "nothing to do: --tracker unmap works without it; a kernel with CONFIG_IDLE_PAGE_TRACKING has it",
-        ),
-        Err(error) => Row::warn(
-            WHAT,
-            format!("{shown}: {}", chain(&error)),
-            "nothing to do: --tracker unmap works without it; root can use it",
-        ),
-    }
-}
-
 /// The first word of a small file.
 pub(super) fn read_word(path: impl AsRef<Path>) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
@@ -149,7 +133,6 @@ pub(super) fn readable(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::State;
 
     #[test]
     fn capabilities_are_read_from_the_effective_set() {
@@ -158,13 +141,5 @@ mod tests {
         assert!(!capability_in(status, 18));
         assert!(!capability_in("CapPrm:\tffffffffffffffff\n", 19));
         assert!(!capability_in("CapEff:\tzz\n", 19));
-    }
-
-    #[test]
-    fn a_missing_idle_bitmap_is_a_warning_with_a_way_on() {
-        let row = page_idle(Path::new("/nonexistent/bitmap"));
-        assert_eq!(row.state, State::Warn);
-        assert_eq!(row.detail, "/nonexistent/bitmap is not there");
-        assert!(row.mend.unwrap().contains("--tracker unmap"));
     }
 }

@@ -1,4 +1,4 @@
-//! The host's size and settings: processors, memory, its limits, huge pages.
+//! The host's size and settings: processors, memory, its limits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,28 +15,9 @@ const WANTED_MAPS: u64 = 16_384;
 const LITTLE_MEMORY: u64 = 256 << 20;
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = vec![huge_pages(), mappings(), processors(), memory()];
+    let mut rows = vec![mappings(), processors(), memory()];
     rows.extend(cgroup());
     rows
-}
-
-fn huge_pages() -> Row {
-    const WHAT: &str = "huge pages for shared memory";
-    let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    match fs::read_to_string(path).ok().as_deref().and_then(chosen) {
-        Some(word) => Row::ok(WHAT, format!("shmem_enabled is {word}")),
-        None => Row::warn(
-            WHAT,
-            format!("{path} can't be read"),
-            "nothing to do: guests run on small pages; a kernel with CONFIG_TRANSPARENT_HUGEPAGE has it",
-        ),
-    }
-}
-
-/// The word in brackets.
-fn chosen(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once('[')?;
-    Some(rest.split_once(']')?.0)
 }
 
 fn mappings() -> Row {
@@ -113,13 +94,6 @@ fn limit_file(groups: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_chosen_word_is_the_one_in_brackets() {
-        assert_eq!(chosen("always within_size [advise] never deny force\n"), Some("advise"));
-        assert_eq!(chosen("always"), None);
-        assert_eq!(chosen("[never"), None);
-    }
 
     #[test]
     fn the_limit_stands_where_the_group_is() {

@@ -8,10 +8,15 @@ use super::Row;
 use crate::cli::chain;
 use crate::config::size::show_size;
 
-pub(super) fn rows() -> Vec<Row> {
+/// The rows, and whether KVM has a log of written pages.
+pub(super) fn rows() -> (Vec<Row>, bool) {
     match kvm_probe() {
-        Ok(probe) => vec![suffices(&probe), kernel_mode(&probe.kernel_mode), dirty_log(&probe), machine_checks(&probe)],
-        Err(error) => vec![unusable(&error)],
+        Ok(probe) => {
+            let rows =
+                vec![suffices(&probe), kernel_mode(&probe.kernel_mode), dirty_log(&probe), machine_checks(&probe)];
+            (rows, has_dirty_log(&probe))
+        }
+        Err(error) => (vec![unusable(&error)], false),
     }
 }
 
@@ -56,16 +61,27 @@ fn kernel_mode(mode: &Result<KernelMode, ProbeError>) -> Row {
     }
 }
 
+fn has_dirty_log(probe: &KvmProbe) -> bool {
+    probe.dirty_log_manual || probe.dirty_ring_bytes.is_some()
+}
+
+/// What the `dirty_log` tracker needs: one of the two.
 fn dirty_log(probe: &KvmProbe) -> Row {
-    const WHAT: &str = "KVM dirty ring";
-    let manual = if probe.dirty_log_manual { "with" } else { "without" };
-    let log = format!("dirty log {manual} manual protection");
-    match probe.dirty_ring_bytes {
-        Some(bytes) => Row::ok(WHAT, format!("up to {} a vCPU; {log}", show_size(bytes.into()))),
-        None => Row::warn(
+    const WHAT: &str = "dirty_log tracker";
+    let ring = probe.dirty_ring_bytes.map(|bytes| format!("rings of up to {} a vCPU", show_size(bytes.into())));
+    let bitmap = "bitmap, cleared piece by piece";
+    match (probe.dirty_log_manual, ring) {
+        (true, Some(ring)) => Row::ok(WHAT, format!("works: by {bitmap}, or by {ring}")),
+        (true, None) => Row::ok(WHAT, format!("works: by {bitmap}; no dirty ring")),
+        (false, Some(ring)) => Row::warn(
             WHAT,
-            format!("not there; {log}"),
-            "nothing to do: nothing needs it yet; Linux 5.11 on x86 has it",
+            format!("only by {ring}"),
+            "use --dirty-ring, or a kernel with KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (5.7 or later)",
+        ),
+        (false, None) => Row::warn(
+            WHAT,
+            "neither a dirty bitmap that is cleared piece by piece nor dirty rings",
+            "nothing to do: the unmap tracker works without it; Linux 5.7 or later has it",
         ),
     }
 }
@@ -118,10 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_dirty_ring_is_no_reason_to_fail() {
-        assert_eq!(dirty_log(&probe()).detail, "up to 64 KiB a vCPU; dirty log with manual protection");
-        let row = dirty_log(&KvmProbe { dirty_ring_bytes: None, dirty_log_manual: false, ..probe() });
-        assert_eq!(row.state, State::Warn);
+    fn the_dirty_log_needs_a_bitmap_or_rings() {
+        let row = |manual, ring| dirty_log(&KvmProbe { dirty_log_manual: manual, dirty_ring_bytes: ring, ..probe() });
+        let both = row(true, Some(65536));
+        assert_eq!(both.detail, "works: by bitmap, cleared piece by piece, or by rings of up to 64 KiB a vCPU");
+        assert_eq!((both.state, row(true, None).state), (State::Ok, State::Ok));
+        assert!(row(false, Some(65536)).mend.unwrap().contains("--dirty-ring"));
+        assert_eq!(row(false, None).state, State::Warn);
+        assert!(!has_dirty_log(&KvmProbe { dirty_log_manual: false, dirty_ring_bytes: None, ..probe() }));
     }
 
     #[test]

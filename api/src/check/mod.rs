@@ -5,8 +5,10 @@
 
 mod access;
 mod host;
+mod huge;
 mod kvm;
 mod storage;
+mod trackers;
 
 use std::path::Path;
 
@@ -53,9 +55,11 @@ impl Row {
 
 /// Looks at everything; `swap` is where a swap file is or would be.
 pub fn rows(swap: &Path) -> Vec<Row> {
-    let mut rows = kvm::rows();
+    let (mut rows, dirty_log) = kvm::rows();
     rows.extend(access::rows());
+    rows.extend(trackers::rows(access::can_lock(), dirty_log));
     rows.extend(storage::rows(swap));
+    rows.extend(huge::rows());
     rows.extend(host::rows());
     rows
 }

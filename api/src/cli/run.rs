@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use clap::Args;
-use memtier::status::AreaSpec;
+use memtier::status::{AreaSpec, HugePages};
 use vmm::ExitReason;
 
 use super::chained;
@@ -17,7 +17,9 @@ use crate::config::bodies::BootSource;
 use crate::config::draft::checked_cpus;
 use crate::config::file::{self, FileError};
 use crate::config::size::parse_size;
-use crate::config::spec::{Console, Disk, Tracker, parse_console, parse_disk, parse_swap};
+use crate::config::spec::{
+    Console, Disk, Tracker, parse_console, parse_dirty_ring, parse_disk, parse_huge_pages, parse_swap,
+};
 use crate::config::{Draft, DraftError};
 use crate::guest::Kvm;
 use crate::instance::{Instance, InstanceError};
@@ -48,9 +50,15 @@ pub struct RunArgs {
     /// Swap area for cold memory, made when it is not there and a size is given; may be given more than once
     #[arg(long = "swap", value_name = "PATH[,size=SIZE][,priority=N]", value_parser = chained(parse_swap))]
     swap: Vec<AreaSpec>,
-    /// How the guest's accesses are seen: "unmap", or "off" for no tiering at all [default: unmap]
-    #[arg(long, value_name = "unmap|off", value_parser = chained(str::parse::<Tracker>))]
+    /// How the guest's accesses are seen: the best way here, one by name, or "off" for no tiering at all [default: auto]
+    #[arg(long, value_name = "auto|unmap|page_idle|dirty_log|off", value_parser = chained(str::parse::<Tracker>))]
     tracker: Option<Tracker>,
+    /// Log the guest's writes in rings of so many entries, one for each vCPU, instead of a bitmap
+    #[arg(long, value_name = "ENTRIES", value_parser = chained(parse_dirty_ring))]
+    dirty_ring: Option<u32>,
+    /// What backs guest memory: 4 KiB pages, transparent huge pages, or 2 MiB pages from hugetlbfs [default: off]
+    #[arg(long = "hugepages", value_name = "off|thp|2M", value_parser = chained(parse_huge_pages))]
+    huge_pages: Option<HugePages>,
     /// Serial console: this terminal, nowhere, or a file [default: stdio]
     #[arg(long, value_name = "stdio|off|FILE", value_parser = chained(parse_console))]
     console: Option<Console>,
@@ -147,6 +155,8 @@ fn draft(args: RunArgs) -> Result<Draft, RunError> {
     draft.memory = args.memory.unwrap_or(draft.memory);
     draft.console = args.console.unwrap_or(draft.console);
     draft.tracker = args.tracker.unwrap_or(draft.tracker);
+    draft.dirty_ring = args.dirty_ring.or(draft.dirty_ring);
+    draft.huge_pages = args.huge_pages.unwrap_or(draft.huge_pages);
     draft.entropy &= !args.no_entropy;
     if !args.disks.is_empty() {
         draft.set_disks(args.disks);
@@ -235,7 +245,9 @@ mod tests {
             "--disk=b,ro",
             "--swap=s,size=2G,priority=1",
             "--swap=t",
-            "--tracker=unmap",
+            "--tracker=dirty_log",
+            "--dirty-ring=4096",
+            "--hugepages=2M",
             "--console=log",
             "--id=vm-1",
             "--no-entropy",
@@ -250,6 +262,9 @@ mod tests {
         expected.cpus = 4;
         expected.memory = 1 << 30;
         expected.entropy = false;
+        expected.tracker = "dirty_log".parse().unwrap();
+        expected.dirty_ring = Some(4096);
+        expected.huge_pages = HugePages::Hugetlb2M;
         expected.console = Console::File("log".into());
         let disk = |path: &str, read_only| Disk { path: path.into(), read_only };
         expected.set_disks(vec![disk("a", false), disk("b", true)]);

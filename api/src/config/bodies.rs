@@ -47,8 +47,8 @@ pub struct MachineConfiguration {
     /// Only `None`.
     #[serde(default, skip_serializing)]
     pub cpu_template: Option<String>,
-    /// Only `None`.
-    #[serde(default, skip_serializing)]
+    /// What backs guest memory: `None`, `2M` (hugetlbfs) or, beyond Firecracker, `thp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<String>,
 }
 
@@ -60,7 +60,6 @@ impl MachineConfiguration {
             ("smt", self.smt),
             ("track_dirty_pages", self.track_dirty_pages),
             ("cpu_template", !none(&self.cpu_template)),
-            ("huge_pages", !none(&self.huge_pages)),
         ];
         refuse(&refused)
     }
@@ -85,7 +84,7 @@ pub struct MachineConfigurationUpdate {
     /// Only `None`.
     #[serde(default)]
     pub cpu_template: Option<String>,
-    /// Only `None`.
+    /// What backs guest memory: `None`, `2M` or `thp`.
     #[serde(default)]
     pub huge_pages: Option<String>,
 }
@@ -174,9 +173,12 @@ impl Entropy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tiering {
-    /// `unmap` or `off`.
+    /// `auto`, `unmap`, `page_idle`, `dirty_log` or `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracker: Option<String>,
+    /// Entries of a dirty ring for each vCPU, a power of two; without it the dirty log is a bitmap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dirty_ring: Option<u32>,
     /// Swap areas, switched on in this order.
     #[serde(default)]
     pub swap_areas: Vec<AreaSpec>,

@@ -5,12 +5,12 @@
 
 use std::path::PathBuf;
 
-use memtier::status::AreaSpec;
+use memtier::status::{AreaSpec, HugePages};
 use memtier::units::MAX_AREAS;
-use vmm::config as machine;
+use vmm::config::{self as machine, DirtyLogMode};
 
 use super::bodies::{BootSource, Drive, Entropy, MachineConfiguration, MachineConfigurationUpdate, Tiering};
-use super::spec::{Console, Disk, MAX_PRIORITY, SpecError, Tracker};
+use super::spec::{Console, Disk, MAX_PRIORITY, SpecError, Tracker, huge_pages_name, parse_huge_pages};
 
 /// Memory when nothing is said.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
@@ -93,12 +93,16 @@ pub struct Draft {
     pub cpus: u8,
     /// Bytes of memory.
     pub memory: u64,
+    /// What backs it.
+    pub huge_pages: HugePages,
     /// Whether there is a random number device.
     pub entropy: bool,
     /// Where the console goes.
     pub console: Console,
     /// How accesses are seen, or that tiering is off.
     pub tracker: Tracker,
+    /// Entries of a dirty ring for each vCPU, if the dirty log is to be rings.
+    pub dirty_ring: Option<u32>,
     drives: Vec<Drive>,
     areas: Vec<AreaSpec>,
 }
@@ -110,9 +114,11 @@ impl Default for Draft {
             boot: None,
             cpus: 1,
             memory: DEFAULT_MEMORY,
+            huge_pages: HugePages::Off,
             entropy: true,
             console: Console::default(),
             tracker: Tracker::default(),
+            dirty_ring: None,
             drives: Vec::new(),
             areas: Vec::new(),
         }
@@ -134,8 +140,12 @@ impl Draft {
     pub fn set_machine(&mut self, body: &MachineConfiguration) -> Result<(), DraftError> {
         body.check()?;
         let cpus = checked_cpus(body.vcpu_count)?;
+        let huge_pages = body.huge_pages.as_deref().map_or(Ok(HugePages::Off), |word| {
+            parse_huge_pages(word).map_err(|source| DraftError::Word { key: "huge_pages", source })
+        })?;
         self.memory = checked_memory(body.mem_size_mib)?;
         self.cpus = cpus;
+        self.huge_pages = huge_pages;
         Ok(())
     }
 
@@ -147,7 +157,7 @@ impl Draft {
             smt: body.smt,
             track_dirty_pages: body.track_dirty_pages,
             cpu_template: body.cpu_template.clone(),
-            huge_pages: body.huge_pages.clone(),
+            huge_pages: Some(body.huge_pages.clone().unwrap_or_else(|| huge_pages_name(self.huge_pages).to_owned())),
         };
         // Memory set by a flag may be no whole number of MiB; without a new value it stays to the byte.
         let memory = self.memory;
@@ -212,6 +222,7 @@ impl Draft {
         if let Some(word) = body.tracker {
             self.tracker = word.parse().map_err(|source| DraftError::Word { key: "tracker", source })?;
         }
+        self.dirty_ring = body.dirty_ring.or(self.dirty_ring);
         self.set_areas(body.swap_areas)
     }
 
@@ -264,7 +275,7 @@ impl Draft {
         }
         let tiering = self.tracker.0.map(|tracker| machine::TieringConfig {
             tracker,
-            huge_pages: memtier::status::HugePages::Off,
+            dirty_log: self.dirty_ring.map_or(DirtyLogMode::Bitmap, |entries| DirtyLogMode::Ring { entries }),
             areas: self.areas.clone(),
         });
         // The root drive comes first, so that it is the first disk whatever the order of the requests was.
@@ -274,6 +285,7 @@ impl Draft {
             id: self.id.clone(),
             cpus: self.cpus,
             memory: self.memory,
+            huge_pages: self.huge_pages,
             boot: machine::BootSource {
                 kernel: boot.kernel_image_path.clone(),
                 initrd: boot.initrd_path.clone(),

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use memtier::status::{AreaSpec, TrackerChoice, TrackerKind};
+use memtier::status::{AreaSpec, HugePages, TrackerChoice, TrackerKind};
 
 use super::size::{SizeError, parse_size};
 
@@ -32,6 +32,9 @@ pub enum SpecError {
     /// A size that isn't one.
     #[error("size")]
     Size(#[source] SizeError),
+    /// A number of ring entries that is none.
+    #[error("'{0}' is not a number of entries")]
+    Entries(String),
     /// A priority that is not a number or too large.
     #[error("priority '{0}' is not a number from 0 to {MAX_PRIORITY}")]
     Priority(String),
@@ -112,6 +115,30 @@ pub fn parse_console(text: &str) -> Result<Console, SpecError> {
         "off" => Ok(Console::Off),
         path => Ok(Console::File(PathBuf::from(path))),
     }
+}
+
+/// Reads what backs guest memory: Firecracker's `None` and `2M`, and `off` and `thp`.
+pub fn parse_huge_pages(text: &str) -> Result<HugePages, SpecError> {
+    match text {
+        "None" | "off" => Ok(HugePages::Off),
+        "thp" => Ok(HugePages::Transparent),
+        "2M" => Ok(HugePages::Hugetlb2M),
+        _ => Err(SpecError::UnknownOption { part: text.to_owned(), known: "None or off, thp, 2M" }),
+    }
+}
+
+/// The word for it, Firecracker's where it has one.
+pub fn huge_pages_name(huge_pages: HugePages) -> &'static str {
+    match huge_pages {
+        HugePages::Off => "None",
+        HugePages::Transparent => "thp",
+        HugePages::Hugetlb2M => "2M",
+    }
+}
+
+/// Reads how many entries a dirty ring has; whether it can have so many is for the machine to say.
+pub fn parse_dirty_ring(text: &str) -> Result<u32, SpecError> {
+    text.parse().map_err(|_| SpecError::Entries(text.to_owned()))
 }
 
 /// How accesses are seen, or that tiering is off.
@@ -196,14 +223,24 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_and_rings_are_read_and_refused() {
+        for huge_pages in [HugePages::Off, HugePages::Transparent, HugePages::Hugetlb2M] {
+            assert_eq!(parse_huge_pages(huge_pages_name(huge_pages)), Ok(huge_pages));
+        }
+        assert_eq!(parse_huge_pages("1G"), Err(unknown("1G", "None or off, thp, 2M")));
+        assert_eq!(parse_dirty_ring("4096"), Ok(4096));
+        assert_eq!(parse_dirty_ring("-1").unwrap_err().to_string(), "'-1' is not a number of entries");
+    }
+
+    #[test]
     fn console_and_tracker_know_their_words() {
         assert_eq!(parse_console("stdio"), Ok(Console::Stdio));
         assert_eq!(parse_console("off"), Ok(Console::Off));
         assert_eq!(parse_console("./off"), Ok(Console::File("./off".into())));
         assert_eq!(parse_console(""), Err(SpecError::NoPath));
-        for word in ["off", "unmap"] {
+        for word in ["off", "auto", "unmap", "page_idle", "dirty_log"] {
             assert_eq!(word.parse::<Tracker>().unwrap().name(), word);
         }
-        assert_eq!("Unmap".parse::<Tracker>(), Err(unknown("Unmap", "unmap, off")));
+        assert_eq!("Unmap".parse::<Tracker>(), Err(unknown("Unmap", "auto, unmap, page_idle, dirty_log, off")));
     }
 }

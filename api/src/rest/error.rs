@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use memtier::ControlError;
 use memtier::swap::SwapError;
 use memtier::tier::file_store::OpenError;
+use memtier::track::idle::IdleError;
 use memtier::track::scans::ScanError;
-use memtier::track::watcher::IdleError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -79,6 +79,8 @@ fn status_of(error: &ControlError) -> StatusCode {
         | ControlError::NotMemory { .. }
         | ControlError::NothingAsked
         | ControlError::Age(_)
+        | ControlError::NoDirtyLog
+        | ControlError::PageIdle(_)
         | ControlError::Idle(IdleError::Unaligned { .. })
         | ControlError::Scan(ScanError::Range { .. }) => StatusCode::BAD_REQUEST,
         ControlError::Idle(IdleError::BeyondEnd { .. }) => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -89,7 +91,7 @@ fn status_of(error: &ControlError) -> StatusCode {
         | ControlError::Lock(_) => StatusCode::CONFLICT,
         ControlError::Memory(_)
         | ControlError::Uffd(_)
-        | ControlError::Tracker(_)
+        | ControlError::Tracker { .. }
         | ControlError::Threads(_)
         | ControlError::Look(_)
         | ControlError::Idle(IdleError::Tracker(_))

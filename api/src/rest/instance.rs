@@ -167,7 +167,11 @@ struct FullConfiguration {
     (status = "default", description = "Any error", body = Fault)))]
 async fn get_vm_config(State(state): State<Arc<ApiState>>) -> Answer {
     let draft = state.instance.draft();
-    let tiering = Tiering { tracker: Some(draft.tracker.name().to_owned()), swap_areas: draft.areas().to_vec() };
+    let tiering = Tiering {
+        tracker: Some(draft.tracker.name().to_owned()),
+        dirty_ring: draft.dirty_ring,
+        swap_areas: draft.areas().to_vec(),
+    };
     let full = FullConfiguration {
         machine_config: machine_configuration(&draft),
         drives: draft.drives().to_vec(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use memtier::status::HugePages;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -13,6 +14,7 @@ use super::extract::{JsonBody, UrlPath};
 use super::state::ApiState;
 use crate::config::Draft;
 use crate::config::bodies::{BootSource, Drive, Entropy, MachineConfiguration, MachineConfigurationUpdate};
+use crate::config::spec::huge_pages_name;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<ApiState>> {
     OpenApiRouter::new()
@@ -30,7 +32,7 @@ pub(super) fn machine_configuration(draft: &Draft) -> MachineConfiguration {
         smt: false,
         track_dirty_pages: false,
         cpu_template: None,
-        huge_pages: None,
+        huge_pages: (draft.huge_pages != HugePages::Off).then(|| huge_pages_name(draft.huge_pages).to_owned()),
     }
 }
 

@@ -2,5 +2,6 @@
 //!
 //! Promises: nothing outside this folder needs `unsafe`. Must never: keep state.
 
+pub mod collapse;
 pub mod probe;
 pub mod signals;

@@ -47,7 +47,7 @@ fn what_cannot_be_run_is_refused_in_one_line() {
         ),
         (
             &["--kernel", "k", "--tracker", "x"],
-            "invalid value 'x' for '--tracker <unmap|off>': 'x' is not an option here; known: unmap, off",
+            "invalid value 'x' for '--tracker <auto|unmap|page_idle|dirty_log|off>': 'x' is not an option here; known: auto, unmap, page_idle, dirty_log, off",
         ),
         (&["--kernel", "k", "--tracker", "off", "--swap", "s"], "swap areas need a tracker, and the tracker is off"),
         (&["--kernel", "k", "--swap", "s", "--swap", "s"], "swap area s is given twice"),
@@ -115,7 +115,9 @@ fn a_file_that_is_wrong_is_refused_with_the_place() {
         ),
         (
             r#"{"memtier": {"tracker": "magic"}}"#,
-            format!("configuration {shown}: tracker: 'magic' is not an option here; known: unmap, off"),
+            format!(
+                "configuration {shown}: tracker: 'magic' is not an option here; known: auto, unmap, page_idle, dirty_log, off"
+            ),
         ),
         (
             r#"{"machine-config": {"vcpu_count": 99, "mem_size_mib": 1}}"#,
@@ -335,15 +337,17 @@ fn check_says_of_each_thing_how_it_is_and_what_to_do() {
     for what in [
         "KVM",
         "KVM kernel mode",
-        "KVM dirty ring",
+        "dirty_log tracker",
         "userfaultfd",
         "userfaultfd access",
         "memory locking",
         "PAGEMAP_SCAN",
-        "page_idle",
+        "page_idle tracker",
+        "tracker by auto",
         "io_uring",
         "O_DIRECT on the swap path",
-        "huge pages for shared memory",
+        "transparent huge pages",
+        "2 MiB pages",
         "memory",
         "processors",
     ] {

@@ -83,8 +83,8 @@ fn a_refused_piece_changes_nothing() {
             "'cpu_template' is not supported with this value",
         ),
         (
-            r#"{"vcpu_count": 1, "mem_size_mib": 1, "huge_pages": "2M"}"#,
-            "'huge_pages' is not supported with this value",
+            r#"{"vcpu_count": 1, "mem_size_mib": 1, "huge_pages": "1G"}"#,
+            "huge_pages: '1G' is not an option here; known: None or off, thp, 2M",
         ),
     ] {
         assert_eq!(site.refused(400, "PUT", "/machine-config", body), message);
@@ -128,7 +128,7 @@ fn the_whole_description_can_be_read_back_and_used_as_a_file() {
     // The same file again replaces it.
     assert_eq!(site.expect(200, "PUT", "/memtier/swap_areas", &area.to_string()), json!({ "id": 0 }));
     let full = site.expect(200, "GET", "/vm/config", "");
-    assert_eq!(full["memtier"], json!({ "tracker": "unmap", "swap_areas": [area] }));
+    assert_eq!(full["memtier"], json!({ "tracker": "auto", "swap_areas": [area] }));
     assert_eq!(full["boot-source"], json!({ "kernel_image_path": "k" }));
     let path = site.path("vm.json");
     std::fs::write(&path, full.to_string()).unwrap();
@@ -232,6 +232,13 @@ fn the_description_of_the_api_has_every_path_and_every_schema_it_names() {
         "/memtier/swap_areas/{id}",
         "/memtier/locks",
         "/memtier/report",
+        "/memtier/cold_curve",
+        "/memtier/working_set",
+        "/memtier/heat",
+        "/memtier/refaults",
+        "/memtier/ages",
+        "/memtier/idle_pages",
+        "/memtier/tracker",
         "/openapi.json",
     ] {
         assert!(paths.iter().any(|p| p == path), "{path} is missing");

@@ -4,5 +4,6 @@ mod bodies;
 mod command_line;
 mod ctl;
 mod describing;
+mod insight;
 mod support;
 mod tiers;

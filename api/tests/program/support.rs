@@ -100,6 +100,11 @@ impl TestGuest {
         unsafe { region.map.add(offset) }
     }
 
+    /// Where a guest physical address is in this process.
+    pub fn host_address(&self, gpa: u64) -> u64 {
+        self.place(gpa) as u64
+    }
+
     /// Writes a byte as a vCPU would.
     pub fn write(&self, gpa: u64, byte: u8) {
         // SAFETY: inside the mapping; a fault is served by the tiers' handlers on other threads.

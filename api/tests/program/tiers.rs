@@ -20,6 +20,15 @@ fn before_the_start_and_without_tiering_the_tiers_are_refused_in_words() {
         ("GET", "/memtier/scans/1", ""),
         ("DELETE", "/memtier/scans/1", ""),
         ("GET", "/memtier/idle_bitmap", ""),
+        ("GET", "/memtier/cold_curve", ""),
+        ("GET", "/memtier/working_set", ""),
+        ("GET", "/memtier/heat", ""),
+        ("GET", "/memtier/refaults", ""),
+        ("GET", "/memtier/ages", ""),
+        ("GET", "/memtier/ages?format=binary", ""),
+        ("GET", "/memtier/idle_pages", ""),
+        ("GET", "/memtier/tracker", ""),
+        ("PUT", "/memtier/tracker", r#"{"tracker": "auto"}"#),
         ("POST", "/memtier/swap_pages", r#"{"ranges": []}"#),
         ("POST", "/memtier/reclaim", r#"{"bytes": 1}"#),
         ("GET", "/memtier/swap_areas", ""),
@@ -88,7 +97,7 @@ fn the_switch_keeps_its_state_when_it_is_not_understood() {
     assert_eq!(get(), "false");
 }
 
-fn finished(site: &Site, id: u64) -> Value {
+pub fn finished(site: &Site, id: u64) -> Value {
     loop {
         let report = site.expect(200, "GET", &format!("/memtier/scans/{id}"), "");
         if report["state"] != "running" {

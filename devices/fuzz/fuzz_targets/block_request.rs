@@ -6,12 +6,13 @@
 
 #![no_main]
 
+use devices::DeviceMemory;
 use devices::NoPin;
 use devices::virtio::block::request::{Envelope, Limits, Request, SECTOR_SIZE};
 use devices::virtio::buffers::Buffers;
 use devices::virtio::chain::{Chain, Table};
 use libfuzzer_sys::fuzz_target;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY: usize = 0x10000;
 const SIZE: u16 = 16;
@@ -24,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some(([head, flags], bytes)) = bytes.split_first_chunk::<2>().map(|(first, rest)| (*first, rest)) else {
         return;
     };
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("64 KiB can be mapped");
+    let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("64 KiB can be mapped");
     let fits = bytes.len().min(MEMORY);
     memory.write_slice(&bytes[..fits], GuestAddress(0)).expect("it fits");
     let table =

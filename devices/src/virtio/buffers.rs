@@ -3,8 +3,9 @@
 //! Promises: every piece lies in guest memory whole and is not empty; lengths add up without overflow. Must never: make a reference to guest
 //! memory; bytes are copied out and in, or handed to the kernel by address.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
+use crate::DeviceMemory;
 use crate::pin::{PinError, Pinned, Pinner};
 
 /// The unit in which pages are pinned.
@@ -51,7 +52,7 @@ pub struct Buffers {
 
 impl Buffers {
     /// Adds a piece. Empty ones are left out: they hold nothing that could be read or written.
-    pub fn push(&mut self, memory: &GuestMemoryMmap, gpa: u64, len: u32) -> Result<(), BufferError> {
+    pub fn push(&mut self, memory: &DeviceMemory, gpa: u64, len: u32) -> Result<(), BufferError> {
         if len == 0 {
             return Ok(());
         }
@@ -102,7 +103,7 @@ impl Buffers {
     }
 
     /// Copies the first bytes out, as many as fit; answers how many.
-    pub fn copy_to(&self, memory: &GuestMemoryMmap, into: &mut [u8]) -> Result<usize, GuestMemoryError> {
+    pub fn copy_to(&self, memory: &DeviceMemory, into: &mut [u8]) -> Result<usize, GuestMemoryError> {
         let mut done = 0;
         for segment in &self.segments {
             let count = into.len().saturating_sub(done).min(as_usize(segment.len));
@@ -116,7 +117,7 @@ impl Buffers {
     }
 
     /// Copies bytes in from the beginning, as many as fit; answers how many.
-    pub fn copy_from(&self, memory: &GuestMemoryMmap, from: &[u8]) -> Result<usize, GuestMemoryError> {
+    pub fn copy_from(&self, memory: &DeviceMemory, from: &[u8]) -> Result<usize, GuestMemoryError> {
         let mut done = 0;
         for segment in &self.segments {
             let count = from.len().saturating_sub(done).min(as_usize(segment.len));
@@ -130,7 +131,7 @@ impl Buffers {
     }
 
     /// Writes zeros everywhere.
-    pub fn zero(&self, memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    pub fn zero(&self, memory: &DeviceMemory) -> Result<(), GuestMemoryError> {
         static ZEROS: [u8; 4096] = [0; 4096];
         for segment in &self.segments {
             let mut gpa = segment.gpa;
@@ -178,7 +179,7 @@ impl Pins {
 }
 
 /// Whether `len` bytes at `gpa` are all guest memory. No region reaches the end of the address space, so what wraps around is not.
-pub(crate) fn is_memory(memory: &GuestMemoryMmap, gpa: u64, len: u64) -> bool {
+pub(crate) fn is_memory(memory: &DeviceMemory, gpa: u64, len: u64) -> bool {
     usize::try_from(len).is_ok_and(|len| memory.check_range(GuestAddress(gpa), len, Permissions::ReadWrite))
 }
 

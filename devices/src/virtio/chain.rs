@@ -5,8 +5,9 @@
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::DeviceMemory;
 use crate::pin::{PinError, Pinner};
 use crate::virtio::buffers::{BufferError, Buffers, Pins, Segment, is_memory};
 
@@ -52,7 +53,7 @@ pub enum ChainError {
 /// A descriptor table with what is needed to walk it.
 pub struct Table<'a> {
     /// Guest memory.
-    pub memory: &'a GuestMemoryMmap,
+    pub memory: &'a DeviceMemory,
     /// What keeps an indirect table in place while it is copied.
     pub pinner: &'a dyn Pinner,
     /// Guest physical address of the queue's descriptor table, which is checked and pinned.
@@ -113,7 +114,7 @@ impl Chain {
         if next.is_some() { Err(ChainError::TooMany { size }) } else { Ok(()) }
     }
 
-    fn add(&mut self, memory: &GuestMemoryMmap, descriptor: &Descriptor) -> Result<(), ChainError> {
+    fn add(&mut self, memory: &DeviceMemory, descriptor: &Descriptor) -> Result<(), ChainError> {
         let (gpa, len) = (descriptor.addr().0, descriptor.len());
         if has(descriptor, VRING_DESC_F_WRITE) {
             self.writable.push(memory, gpa, len)?;

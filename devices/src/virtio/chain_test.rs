@@ -12,7 +12,7 @@ const TABLE: u64 = 0x1000;
 const INDIRECT_TABLE: u64 = 0x8000;
 
 struct Bench {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     rings: Rings,
     indirect: bool,

@@ -6,8 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
-
+use crate::DeviceMemory;
 use crate::pin::Pinner;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{ActiveQueue, QueueError};
@@ -40,7 +39,7 @@ pub struct Activation {
     /// The features that driver and device agreed on.
     pub features: u64,
     /// Guest memory.
-    pub memory: GuestMemoryMmap,
+    pub memory: DeviceMemory,
     /// The queues that the driver set up, in ascending order.
     pub queues: Vec<ActiveQueue>,
     /// How to call the driver.

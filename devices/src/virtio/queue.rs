@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::DeviceMemory;
 use crate::pin::{PinError, Pinner};
 use crate::virtio::buffers::{Pins, Segment, is_memory};
 use crate::virtio::chain::{Chain, Table};
@@ -92,7 +92,7 @@ pub struct QueueLayout {
 
 impl QueueLayout {
     /// Checks size, alignment (virtio 1.2, section 2.7) and that everything is guest memory; answers the size.
-    pub fn check(&self, memory: &GuestMemoryMmap, max: u16) -> Result<u16, QueueError> {
+    pub fn check(&self, memory: &DeviceMemory, max: u16) -> Result<u16, QueueError> {
         let size = u16::try_from(self.size)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max)
@@ -122,7 +122,7 @@ impl QueueLayout {
 #[derive(Clone)]
 pub struct QueueContext {
     /// Guest memory.
-    pub memory: GuestMemoryMmap,
+    pub memory: DeviceMemory,
     /// What keeps guest pages in place.
     pub pinner: Arc<dyn Pinner>,
     /// How to call the driver.

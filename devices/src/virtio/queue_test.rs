@@ -11,14 +11,14 @@ const BASE: u64 = 0x1000;
 const SIZE: u16 = 8;
 
 struct Bench {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     rings: Rings,
     interrupt: Arc<Interrupt>,
     queue: ActiveQueue,
 }
 
-fn context(memory: &GuestMemoryMmap, ledger: &Ledger, features: u64) -> QueueContext {
+fn context(memory: &DeviceMemory, ledger: &Ledger, features: u64) -> QueueContext {
     QueueContext {
         memory: memory.clone(),
         pinner: Arc::new(ledger.clone()),

@@ -7,8 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vm_memory::GuestMemoryMmap;
 
+use crate::DeviceMemory;
 use crate::pin::Pinner;
 use crate::virtio::buffers::{Buffers, Pins};
 use crate::virtio::chain::Chain;
@@ -78,7 +78,7 @@ impl VirtioDevice for Rng {
 }
 
 struct Entropy {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     pinner: Arc<dyn Pinner>,
 }
 

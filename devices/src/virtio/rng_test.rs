@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 struct Bench {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     rings: Rings,
     event: EventFd,

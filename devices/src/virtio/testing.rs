@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::DeviceMemory;
 use crate::bus::BusDevice;
 use crate::event::new_event;
 use crate::pin::{PinError, Pinned, Pinner};
@@ -20,12 +21,12 @@ use crate::virtio::mmio::MmioTransport;
 use crate::virtio::queue::QueueLayout;
 
 /// `bytes` bytes of guest memory from address 0 on.
-pub fn memory(bytes: usize) -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap()
+pub fn memory(bytes: usize) -> DeviceMemory {
+    DeviceMemory::from_ranges(&[(GuestAddress(0), bytes)]).unwrap()
 }
 
 /// Reads `len` bytes at `gpa`.
-pub fn peek(memory: &GuestMemoryMmap, gpa: u64, len: usize) -> Vec<u8> {
+pub fn peek(memory: &DeviceMemory, gpa: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     memory.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
     bytes
@@ -45,7 +46,7 @@ pub type Piece = (u64, u32, bool);
 
 /// The driver's side of a queue.
 pub struct Rings {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     pub layout: QueueLayout,
     size: u16,
     next_descriptor: u16,
@@ -55,7 +56,7 @@ pub struct Rings {
 
 impl Rings {
     /// Rings of `size` entries, from `base` on, in three pages.
-    pub fn new(memory: &GuestMemoryMmap, base: u64, size: u16) -> Self {
+    pub fn new(memory: &DeviceMemory, base: u64, size: u16) -> Self {
         assert!(size <= 256, "the descriptor table has a page");
         let layout =
             QueueLayout { size: u32::from(size), descriptors: base, available: base + 0x1000, used: base + 0x2000 };
@@ -157,7 +158,7 @@ pub struct Driver {
 
 impl Driver {
     /// Puts `device` behind registers.
-    pub fn new(device: impl VirtioDevice + 'static, memory: &GuestMemoryMmap, ledger: &Ledger) -> Self {
+    pub fn new(device: impl VirtioDevice + 'static, memory: &DeviceMemory, ledger: &Ledger) -> Self {
         let interrupt = new_event().unwrap();
         let pinner = Arc::new(ledger.clone());
         let event = interrupt.try_clone().unwrap();
@@ -241,7 +242,7 @@ impl Driver {
 }
 
 /// Writes a descriptor into the table at `table`.
-pub fn describe(memory: &GuestMemoryMmap, table: u64, index: u16, gpa: u64, len: u32, flags: u32, next: u16) {
+pub fn describe(memory: &DeviceMemory, table: u64, index: u16, gpa: u64, len: u32, flags: u32, next: u16) {
     let descriptor = Descriptor::new(gpa, len, u16::try_from(flags).unwrap(), next);
     memory.write_obj(descriptor, GuestAddress(table + 16 * u64::from(index))).unwrap();
 }
@@ -307,7 +308,7 @@ impl Drop for Entry {
 }
 
 /// Buffers made of these pieces (address, length).
-pub fn buffers(memory: &GuestMemoryMmap, pieces: &[(u64, u32)]) -> Buffers {
+pub fn buffers(memory: &DeviceMemory, pieces: &[(u64, u32)]) -> Buffers {
     let mut buffers = Buffers::default();
     for (gpa, len) in pieces {
         buffers.push(memory, *gpa, *len).unwrap();

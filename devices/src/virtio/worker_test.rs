@@ -2,9 +2,10 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::DeviceMemory;
 use crate::virtio::queue::QueueContext;
 use crate::virtio::testing::{Ledger, Rings, memory, wait};
 
@@ -31,7 +32,7 @@ impl RequestHandler for Immediate {
 }
 
 struct Bench {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     rings: Rings,
     event: EventFd,

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::control::{ControlError, Memtier};
 use crate::fault::fill::{FillError, Unreadable, Waits};
-use crate::page::PageSlab;
 use crate::status::{AreaInfo, AreaSpec};
 use crate::swap::SwapError;
 use crate::units::{AreaId, FrameIndex, Shard};
@@ -37,13 +36,13 @@ impl Memtier {
     }
 
     fn empty_area(&self, id: AreaId) -> Result<(), ControlError> {
-        let mut buffer = PageSlab::new(1);
+        let mut buffer = self.arena.memory.frame_buffer();
         let mut failed: Option<(u64, FillError)> = None;
         for frame in (0..self.arena.memory.frames()).map(FrameIndex) {
             if self.arena.frames.get(frame).entry().is_none_or(|entry| entry.area() != id) {
                 continue;
             }
-            match self.filler.bring_back(frame, Shard(0), &mut buffer[0], Unreadable::Leave) {
+            match self.filler.bring_back(frame, Shard(0), &mut buffer, Unreadable::Leave) {
                 Ok(_) | Err(FillError::NotOut(_)) => {}
                 Err(error) => {
                     let (count, first) = failed.take().unwrap_or((0, error));

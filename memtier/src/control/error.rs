@@ -7,10 +7,12 @@ use crate::fault::fill::FillError;
 use crate::memory::MemoryError;
 use crate::pins::PinError;
 use crate::ranges::RangeError;
+use crate::status::TrackerKind;
 use crate::swap::SwapError;
 use crate::sys::uffd::UffdError;
+use crate::track::idle::IdleError;
+use crate::track::page_idle::PageIdleError;
 use crate::track::scans::ScanError;
-use crate::track::watcher::IdleError;
 use crate::units::AreaId;
 
 /// Why something asked of the tiers was not done.
@@ -26,8 +28,20 @@ pub enum ControlError {
     #[error(transparent)]
     Uffd(#[from] UffdError),
     /// The tracker can't be started.
-    #[error("page tables can't be read through /proc/self/pagemap")]
-    Tracker(#[source] io::Error),
+    #[error("the {} tracker can't be used", .kind.name())]
+    Tracker {
+        /// Which.
+        kind: TrackerKind,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The idle page bitmap can't be used.
+    #[error(transparent)]
+    PageIdle(#[from] PageIdleError),
+    /// The dirty log was asked for, and the hypervisor has none.
+    #[error("the dirty_log tracker can't be used: the hypervisor offers no dirty log")]
+    NoDirtyLog,
     /// A thread can't be started.
     #[error("the fault handlers can't be started")]
     Threads(#[source] io::Error),

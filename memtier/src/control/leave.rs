@@ -4,20 +4,21 @@ use std::ops::Range;
 
 use crate::control::{ControlError, Memtier, max_age};
 use crate::evict::Demand;
-use crate::frame::word::State;
 use crate::ranges::frames_of;
 use crate::status::{GuestRange, Outcomes, ReclaimRequest, Reclaimed};
-use crate::units::{FrameIndex, PAGE_SIZE};
+use crate::units::FrameIndex;
 
 impl Memtier {
     /// Evicts what is named, whatever its age; every page is accounted for in the answer. A malformed range is an error, nothing is done then.
+    /// Pages are the guest's own, of 4 KiB or 2 MiB; so are the units of ranges.
     pub fn evict(&self, ranges: &[GuestRange]) -> Result<Outcomes, ControlError> {
         let _open = self.enter()?;
-        let ranges = ranges.iter().map(frames_of).collect::<Result<Vec<_>, _>>()?;
+        let size = self.arena.memory.frame_size();
+        let ranges = ranges.iter().map(|range| frames_of(range, size)).collect::<Result<Vec<_>, _>>()?;
         let mut outcomes = Outcomes::default();
         for gfns in ranges {
             let (frames, outside) = self.arena.memory.indices(gfns);
-            outcomes.absent = outcomes.absent.saturating_add(outside);
+            outcomes.absent = outcomes.absent.saturating_add(outside / size.pages() as u64);
             for part in frames {
                 self.arena.refresh(part.clone()).map_err(ControlError::Look)?;
                 outcomes.add(&self.evictor.evict(part.map(FrameIndex), Demand::Every));
@@ -36,10 +37,11 @@ impl Memtier {
             return Err(ControlError::Age(least));
         }
         let _open = self.enter()?;
-        let limit = request.bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(PAGE_SIZE as u64));
+        let frame_bytes = self.arena.memory.frame_size().bytes();
+        let limit = request.bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(frame_bytes));
         self.arena.refresh(0..self.arena.memory.frames()).map_err(ControlError::Look)?;
         let outcomes = self.reclaim_pages(least, limit);
-        Ok(Reclaimed { bytes: outcomes.evicted * PAGE_SIZE as u64, outcomes })
+        Ok(Reclaimed { bytes: outcomes.evicted * frame_bytes, outcomes })
     }
 
     /// Age by age, oldest first, in frame order within an age. Ages are counted once, so that only ages that occur are walked.
@@ -47,7 +49,7 @@ impl Memtier {
         let finished = self.arena.clock.finished();
         let age_of = |frame| {
             let word = self.arena.frames.get(frame);
-            (word.state() == State::Resident).then(|| word.age(finished))
+            word.is_resident().then(|| word.age(finished))
         };
         let all = || (0..self.arena.memory.frames()).map(FrameIndex);
         let mut by_age = vec![0_u64; max_age() as usize + 1];

@@ -8,7 +8,6 @@ use std::ops::Range;
 use crate::control::{ControlError, Memtier, lock};
 use crate::fault::fill::Unreadable;
 use crate::frame::word::State;
-use crate::page::PageSlab;
 use crate::ranges::{RangeSet, frames_of};
 use crate::status::GuestRange;
 use crate::units::{FrameIndex, Shard};
@@ -36,13 +35,11 @@ impl Memtier {
     }
 
     fn bring_all_back(&self, pieces: &[Piece]) -> Result<(), ControlError> {
-        let mut buffer = PageSlab::new(1);
+        let mut buffer = self.arena.memory.frame_buffer();
         for frame in pieces.iter().flat_map(|piece| piece.frames.clone()).map(FrameIndex) {
             // Untouched memory has nothing that could leave.
             if self.arena.frames.get(frame).state() != State::Untouched {
-                self.filler
-                    .bring_back(frame, Shard(0), &mut buffer[0], Unreadable::Leave)
-                    .map_err(ControlError::Lock)?;
+                self.filler.bring_back(frame, Shard(0), &mut buffer, Unreadable::Leave).map_err(ControlError::Lock)?;
             }
         }
         Ok(())
@@ -74,13 +71,14 @@ impl Memtier {
     fn pieces(&self, ranges: &[GuestRange]) -> Result<Vec<Piece>, ControlError> {
         let mut pieces = Vec::new();
         for range in ranges {
-            let (parts, outside) = self.arena.memory.indices(frames_of(range)?);
+            let (parts, outside) = self.arena.memory.indices(frames_of(range, self.arena.memory.frame_size())?);
             if outside > 0 {
                 return Err(ControlError::NotMemory { start: range.start, len: range.len });
             }
             pieces.extend(parts.into_iter().map(|frames| {
-                let first = self.arena.memory.gfn(FrameIndex(frames.start)).0;
-                Piece { gfns: first..first + u64::from(frames.end - frames.start), frames }
+                let memory = &self.arena.memory;
+                let last = FrameIndex(frames.end - 1);
+                Piece { gfns: memory.gfn(FrameIndex(frames.start)).0..memory.gfns(last).end, frames }
             }));
         }
         Ok(pieces)

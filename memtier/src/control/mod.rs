@@ -3,13 +3,17 @@
 //! Promises: every request is checked before anything is done; a request that fails says which part was not done and loses nothing. Must
 //! never: hold a lock that the fault path takes.
 //!
-//! Lock order: `gate` (read) → `swapoff` (one swapoff at a time) → a lane of the evictor → locks of the slot caches → an area's lock. `locks` and the
-//! watcher's idle bits are taken alone.
+//! Lock order: `gate` (read) → `swapoff` (one swapoff at a time) → a lane of the evictor → the pieces' shape → locks of the slot caches → an
+//! area's lock; and `gate` (read) → the trackers' book → the watcher's. `locks` and the pieces' watches → shape are taken alone.
 
 mod areas;
 mod error;
+pub mod idle_pages;
+pub mod insight;
 mod leave;
 mod locks;
+mod refaults;
+mod tracker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -17,22 +21,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 pub use error::ControlError;
 
 use crate::arena::Arena;
+use crate::control::tracker::Trackers;
 use crate::counters::EventCounters;
 use crate::evict::Evictor;
 use crate::fault::fill::Filler;
 use crate::fault::handler::{Answering, Handlers, VcpuThreads};
 use crate::fault::latency::LatencyLog;
 use crate::frame::word::{Generation, State};
+use crate::insight::Insight;
 use crate::memory::{GuestMemory, RegionSpec};
+use crate::pieces::Pieces;
 use crate::pins::PinGuard;
 use crate::ranges::RangeSet;
 use crate::status::*;
 use crate::swap::SwapTier;
 use crate::tier::Tier;
 use crate::track::scans::{self, Scans};
-use crate::track::unmap::Unmap;
 use crate::track::watcher::Watcher;
-use crate::units::{Gfn, MAX_AREAS, PAGE_SIZE};
+use crate::units::{Gfn, MAX_AREAS};
 
 /// What a [`Memtier`] is made from.
 #[derive(Debug)]
@@ -52,7 +58,9 @@ pub struct MemtierConfig {
 pub struct Memtier {
     arena: Arc<Arena>,
     swap: Arc<SwapTier>,
-    evictor: Evictor,
+    evictor: Arc<Evictor>,
+    pieces: Option<Arc<Pieces>>,
+    insight: Arc<Insight>,
     filler: Arc<Filler>,
     watcher: Arc<Watcher>,
     scans: Scans,
@@ -61,7 +69,7 @@ pub struct Memtier {
     counters: Arc<EventCounters>,
     /// Relaxed: a wish of the client, nothing is handed over by it.
     swap_enable: AtomicBool,
-    tracker: TrackerKind,
+    trackers: Trackers,
     locks: Mutex<RangeSet>,
     swapoff: Mutex<()>,
     /// Read by requests that touch guest memory, for as long as they do; written once, at the end.
@@ -83,14 +91,24 @@ impl Drop for Memtier {
 impl Memtier {
     /// Registers guest memory with userfaultfd and starts the fault handlers. No page leaves before it is asked for.
     pub fn new(config: MemtierConfig) -> Result<Arc<Self>, ControlError> {
-        let arena = Arc::new(Arena::new(GuestMemory::new(config.regions)?)?);
+        let memory = GuestMemory::with_frame_size(config.regions, config.huge_pages.into())?;
+        let arena = Arc::new(Arena::new(memory, config.huge_pages)?);
         let counters: Arc<EventCounters> = Arc::default();
-        let swap = Arc::new(SwapTier::new(config.vcpus.max(1)));
+        let swap = Arc::new(SwapTier::new(config.vcpus.max(1), config.huge_pages.into()));
         let tier: Arc<dyn Tier> = Arc::clone(&swap) as _;
         let filler = Arc::new(Filler::new(Arc::clone(&arena), Arc::clone(&tier), Arc::clone(&counters)));
-        let evictor = Evictor::new(Arc::clone(&arena), tier, Arc::clone(&counters), config.vcpus);
-        let tracker = Unmap::new().map_err(ControlError::Tracker)?;
-        let watcher = Arc::new(Watcher::new(Arc::clone(&arena), Box::new(tracker)));
+        let pieces = (config.huge_pages == HugePages::Transparent).then(|| Arc::new(Pieces::new(Arc::clone(&arena))));
+        let evictor =
+            Arc::new(Evictor::new(Arc::clone(&arena), tier, Arc::clone(&counters), pieces.clone(), config.vcpus));
+        let (trackers, tracker) = Trackers::first(config.tracker, &arena)?;
+        let insight = Arc::new(Insight::new(&arena.memory));
+        let watcher = Arc::new(Watcher::new(
+            Arc::clone(&arena),
+            tracker,
+            pieces.clone(),
+            Arc::clone(&evictor),
+            Arc::clone(&insight),
+        ));
         let threads = Arc::new(VcpuThreads::new(config.vcpus));
         let answering = Arc::new(Answering {
             arena: Arc::clone(&arena),
@@ -104,13 +122,15 @@ impl Memtier {
             arena,
             swap,
             evictor,
+            pieces,
+            insight,
             filler,
             watcher,
             handlers: Mutex::new(handlers),
             threads,
             counters,
             swap_enable: AtomicBool::new(true),
-            tracker: config.tracker.named().unwrap_or_default(),
+            trackers,
             locks: Mutex::default(),
             swapoff: Mutex::new(()),
             gate: RwLock::new(Gate::Open),
@@ -134,12 +154,14 @@ impl Memtier {
             tracing::warn!(%error, "looking for first touches failed");
         }
         let counts = self.arena.frames.count();
-        let in_memory = [State::Resident, State::Evicting, State::Leaving, State::Filling, State::Opening];
+        let in_memory =
+            [State::Resident, State::Clean, State::Evicting, State::Leaving, State::Filling, State::Opening];
         Status {
-            tracker: self.tracker,
-            page_size: PAGE_SIZE as u64,
+            tracker: self.watcher.tracker(),
+            page_size: self.arena.memory.frame_size().bytes(),
             guest_pages: u64::from(self.arena.memory.frames()),
             resident_pages: in_memory.iter().map(|state| counts.of(*state)).sum(),
+            clean_pages: counts.of(State::Clean),
             swapped_pages: counts.of(State::Swapped),
             zero_pages: counts.of(State::Zero),
             untouched_pages: counts.of(State::Untouched),
@@ -147,6 +169,7 @@ impl Memtier {
             poisoned_pages: counts.of(State::Poisoned),
             locked_pages: counts.locked,
             pinned_pages: counts.pinned,
+            pieces: self.pieces.as_ref().map(|pieces| pieces.counts()),
             swap_enable: self.swap_enable(),
             limits: self.limits(),
             counters: self.counters(),
@@ -175,6 +198,7 @@ impl Memtier {
             pages_fetched: events.pages_fetched.get(),
             pages_out: events.pages_out.get(),
             pages_out_zero: events.pages_out_zero.get(),
+            pages_out_clean: events.pages_out_clean.get(),
             evictions_cancelled: events.evictions_cancelled.get(),
             store_errors: events.store_errors.get(),
             pages_poisoned: events.pages_poisoned.get(),

@@ -1,18 +1,19 @@
 //! Brings one frame back from wherever it is.
 //!
 //! Promises: the caller that moved the frame to Filling owns it until it is Resident, back where it was, or Poisoned; whoever waits for that
-//! is woken after it. A slot is freed only after its page is in memory. Must never: install bytes
-//! that the tier did not vouch for.
+//! is woken after it. A slot is freed only after its page is in memory, or kept for a page that may leave again unchanged. Must never:
+//! install bytes that the tier did not vouch for.
 
 use std::sync::Arc;
 
 use crate::arena::Arena;
 use crate::counters::EventCounters;
-use crate::frame::word::{FrameWord, State};
-use crate::page::Page;
+use crate::frame::word::{EvictionStamp, FrameWord, State};
+use crate::kept::KeptSlots;
+use crate::page::{Page, PageSlab};
 use crate::sys::uffd::{Filled, UffdError};
 use crate::tier::{LoadError, Tier};
-use crate::units::{FrameIndex, Gfn, PAGE_SIZE, Shard, SwapEntry};
+use crate::units::{FrameIndex, FrameSize, Gfn, PAGE_SIZE, Shard, SwapEntry};
 
 /// See the module.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub struct Filler {
     arena: Arc<Arena>,
     tier: Arc<dyn Tier>,
     counters: Arc<EventCounters>,
+    kept: KeptSlots,
+    /// The contents of a zero frame, where the kernel has no call that makes one. Never written, so it costs no memory.
+    zeros: Option<PageSlab>,
 }
 
 /// What to do with a frame whose bytes can't be read back.
@@ -31,6 +35,15 @@ pub enum Unreadable {
     Leave,
 }
 
+/// What to do with the slot of a page that has come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// Free it: the page will change, or must not leave, or the slot's area goes off.
+    Free,
+    /// Keep it while there is plenty, for the case that the page leaves again unchanged.
+    KeepIfPlenty,
+}
+
 /// Where a page came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -38,6 +51,15 @@ pub enum Source {
     Tier,
     /// Nowhere: it is a zero page.
     Zero,
+}
+
+/// A frame that was brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// From where.
+    pub source: Source,
+    /// When it had left, if it had.
+    pub left_at: Option<EvictionStamp>,
 }
 
 /// Why a frame could not be brought back.
@@ -69,23 +91,36 @@ pub enum FillError {
 impl Filler {
     /// Fills into `arena` from `tier`.
     pub fn new(arena: Arc<Arena>, tier: Arc<dyn Tier>, counters: Arc<EventCounters>) -> Self {
-        Self { arena, tier, counters }
+        let kept = KeptSlots::new(Arc::clone(&arena), Arc::clone(&tier));
+        let zeros = (arena.memory.frame_size() == FrameSize::Huge).then(|| arena.memory.frame_buffer());
+        Self { arena, tier, counters, kept, zeros }
     }
 
-    /// Brings back a frame that is Swapped, Zero, Discarded or Untouched, by way of `buffer`. Its slot goes to `shard`'s cache.
+    /// Brings back a frame that is Swapped, Zero, Discarded or Untouched, by way of `buffer`, which has room for one. Its slot, if it is
+    /// freed, goes to `shard`'s cache.
     pub fn fill(
         &self,
         frame: FrameIndex,
         shard: Shard,
-        buffer: &mut Page,
+        buffer: &mut [Page],
         unreadable: Unreadable,
-    ) -> Result<Source, FillError> {
-        let (_, filling) = self.arena.frames.update(frame, FrameWord::begin_fill).map_err(FillError::NotOut)?;
+        slot: Slot,
+    ) -> Result<Return, FillError> {
+        let (before, filling) = self.arena.frames.update(frame, FrameWord::begin_fill).map_err(FillError::NotOut)?;
         let gfn = self.arena.memory.gfn(frame);
         match filling.entry() {
-            None => self.install_zero(frame, gfn).map(|()| Source::Zero),
+            None => {
+                self.install_zero(frame, gfn)?;
+                Ok(Return { source: Source::Zero, left_at: before.left_at() })
+            }
             Some(entry) => match self.tier.load(entry, gfn, buffer) {
-                Ok(()) => self.install(frame, gfn, entry, shard, buffer).map(|()| Source::Tier),
+                Ok(()) => {
+                    self.install(frame, gfn, buffer)?;
+                    // A locked page does not leave, so its slot would be kept for nothing.
+                    let slot = if filling.is_locked() { Slot::Free } else { slot };
+                    self.filled_from(frame, entry, shard, slot);
+                    Ok(Return { source: Source::Tier, left_at: before.left_at() })
+                }
                 Err(source) => {
                     match unreadable {
                         Unreadable::Poison => self.poison(frame, gfn, entry, &source),
@@ -97,14 +132,7 @@ impl Filler {
         }
     }
 
-    fn install(
-        &self,
-        frame: FrameIndex,
-        gfn: Gfn,
-        entry: SwapEntry,
-        shard: Shard,
-        bytes: &Page,
-    ) -> Result<(), FillError> {
+    fn install(&self, frame: FrameIndex, gfn: Gfn, bytes: &[Page]) -> Result<(), FillError> {
         let hva = self.arena.memory.hva(frame);
         let installed = self.arena.uffd.copy(hva, bytes).and_then(|filled| match filled {
             Filled::Done => Ok(()),
@@ -114,19 +142,27 @@ impl Filler {
             self.unfill(frame);
             return Err(FillError::Install { gfn, source });
         }
-        self.filled(frame);
-        // Only now: until here the slot was the only place that had the bytes for sure.
-        self.tier.invalidate(shard, entry);
         Ok(())
+    }
+
+    /// The last step for a page that came from a tier. Its slot is freed only now: until here it was the only place that had the bytes for
+    /// sure.
+    fn filled_from(&self, frame: FrameIndex, entry: SwapEntry, shard: Shard, slot: Slot) {
+        if slot == Slot::KeepIfPlenty && self.tier.should_keep(entry) {
+            let now = self.arena.clock.now();
+            self.arena.kept.up();
+            self.arena.settle(frame, |word| word.filled_keeping_slot(now));
+        } else {
+            self.filled(frame);
+            self.tier.invalidate(shard, entry);
+        }
     }
 
     /// A page is there that should have gone when its frame left. If giving it back failed then, it has the same bytes, write-protected. If
     /// it has others, the tier's count: they passed their checksum.
-    fn install_over(&self, frame: FrameIndex, gfn: Gfn, bytes: &Page) -> Result<(), UffdError> {
+    fn install_over(&self, frame: FrameIndex, gfn: Gfn, bytes: &[Page]) -> Result<(), UffdError> {
         let hva = self.arena.memory.hva(frame);
-        let mut found = [[0; PAGE_SIZE]];
-        let same = self.arena.memory.read(frame, &mut found).is_ok() && found[0] == *bytes;
-        if !same {
+        if !self.is_there(frame, bytes) {
             tracing::error!(%gfn, "memory that had left is there again with other bytes: replaced");
             if let Err(error) = self.arena.memory.punch(frame, 1) {
                 tracing::error!(%gfn, %error, "punching a hole failed");
@@ -136,15 +172,28 @@ impl Filler {
                 return Err(UffdError::Occupied { page: hva });
             }
         }
-        self.arena.uffd.unprotect(hva, PAGE_SIZE as u64)
+        self.arena.uffd.unprotect(hva, self.len())
+    }
+
+    /// Whether memory has exactly these bytes. Page by page: the fault path has no second buffer for a huge one.
+    fn is_there(&self, frame: FrameIndex, bytes: &[Page]) -> bool {
+        let mut found = [[0; PAGE_SIZE]];
+        bytes
+            .iter()
+            .enumerate()
+            .all(|(skip, page)| self.arena.memory.read_from(frame, skip, &mut found).is_ok() && found[0] == *page)
     }
 
     fn install_zero(&self, frame: FrameIndex, gfn: Gfn) -> Result<(), FillError> {
         let hva = self.arena.memory.hva(frame);
-        let installed = self.arena.uffd.zero(hva).and_then(|filled| match filled {
+        let zeroed = match &self.zeros {
+            None => self.arena.uffd.zero(hva),
+            Some(zeros) => self.arena.uffd.copy(hva, zeros),
+        };
+        let installed = zeroed.and_then(|filled| match filled {
             Filled::Done => Ok(()),
             // An untouched frame that the guest touched meanwhile, or a zero page whose memory could not be given back.
-            Filled::Exists => self.arena.uffd.unprotect(hva, PAGE_SIZE as u64),
+            Filled::Exists => self.arena.uffd.unprotect(hva, self.len()),
         });
         match installed {
             Ok(()) => {
@@ -156,6 +205,11 @@ impl Filler {
                 Err(FillError::Install { gfn, source })
             }
         }
+    }
+
+    /// Bytes of a frame.
+    fn len(&self) -> u64 {
+        self.arena.memory.frame_size().bytes()
     }
 
     fn filled(&self, frame: FrameIndex) {
@@ -183,8 +237,8 @@ impl Filler {
     /// in the poison's way.
     pub fn install_poison(&self, frame: FrameIndex) {
         let hva = self.arena.memory.hva(frame);
-        let poisoned =
-            self.arena.uffd.unprotect_quietly(hva, PAGE_SIZE as u64).and_then(|()| self.arena.uffd.poison(hva));
+        let len = self.len();
+        let poisoned = self.arena.uffd.unprotect_quietly(hva, len).and_then(|()| self.arena.uffd.poison(hva, len));
         if let Err(error) = poisoned {
             tracing::error!(%error, "poisoning failed: the guest asks again and again for a page that is lost");
         }
@@ -192,13 +246,18 @@ impl Filler {
         self.arena.wake(frame);
     }
 
-    /// Makes sure that a frame is in memory, whatever it takes: cancels an eviction, waits for one that is past that, brings it back.
-    /// `Ok(true)` if it had to be brought back. For requests, not for the fault path: it may wait.
+    /// Gives up the slot that a frame in memory has kept, if it has: Clean → Resident.
+    pub fn forget_slot(&self, frame: FrameIndex, shard: Shard) -> bool {
+        self.kept.forget(frame, shard)
+    }
+
+    /// Makes sure that a frame is in memory and has no slot, whatever it takes: cancels an eviction, waits for one that is past that, brings it
+    /// back. `Ok(true)` if it had to be brought back. For requests, not for the fault path: it may wait.
     pub fn bring_back(
         &self,
         frame: FrameIndex,
         shard: Shard,
-        buffer: &mut Page,
+        buffer: &mut [Page],
         unreadable: Unreadable,
     ) -> Result<bool, FillError> {
         let mut waits = Waits::default();
@@ -206,16 +265,17 @@ impl Filler {
             let word = self.arena.frames.get(frame);
             match word.state() {
                 State::Resident => return Ok(false),
+                // A refusal means that it moved on: look again.
+                State::Clean => _ = self.forget_slot(frame, shard),
                 State::Poisoned => return Err(FillError::NotOut(word)),
                 State::Evicting => self.cancel(frame),
                 State::Leaving | State::Filling | State::Opening => waits.once(),
                 State::Swapped | State::Zero | State::Discarded | State::Untouched => {
-                    match self.fill(frame, shard, buffer, unreadable) {
-                        Ok(Source::Tier) => {
-                            self.counters.pages_fetched.add(1);
+                    match self.fill(frame, shard, buffer, unreadable, Slot::Free) {
+                        Ok(back) => {
+                            self.counters.pages_fetched.add(u64::from(back.source == Source::Tier));
                             return Ok(true);
                         }
-                        Ok(Source::Zero) => return Ok(true),
                         Err(FillError::NotOut(_)) => {}
                         Err(error) => return Err(error),
                     }

@@ -8,44 +8,68 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::abort::AbortOnPanic;
 use crate::arena::Arena;
-use crate::counters::EventCounters;
-use crate::fault::fill::{FillError, Filler, Source, Unreadable};
+use crate::counters::{Counter, EventCounters};
+use crate::fault::fill::{FillError, Filler, Return, Slot, Source, Unreadable};
 use crate::fault::latency::LatencyLog;
 use crate::frame::word::{FrameWord, State};
 use crate::page::PageSlab;
 use crate::sys::uffd::Fault;
 use crate::units::{FrameIndex, Shard};
 
-/// Which thread runs which vCPU.
+/// How long a handler takes before it looks at the next fault when the host had no memory for one.
+const DEFERRED: Duration = Duration::from_millis(1);
+
+/// Which thread runs which vCPU, and how often each waited for a page to be read.
 #[derive(Debug)]
 pub struct VcpuThreads {
-    /// 0: not known. Relaxed: a wrong answer only puts a free slot into another cache.
-    threads: Box<[AtomicU32]>,
+    vcpus: Box<[Vcpu]>,
+}
+
+#[derive(Debug, Default)]
+struct Vcpu {
+    /// 0: not known. Relaxed: a wrong answer only puts a free slot into another cache, or counts for another vCPU.
+    thread: AtomicU32,
+    major_faults: Counter,
 }
 
 impl VcpuThreads {
     /// For this many vCPUs.
     pub fn new(vcpus: u16) -> Self {
-        Self { threads: (0..vcpus.max(1)).map(|_| AtomicU32::new(0)).collect() }
+        Self { vcpus: (0..vcpus.max(1)).map(|_| Vcpu::default()).collect() }
     }
 
     /// vCPU `vcpu` runs on thread `tid`.
     pub fn set(&self, vcpu: u16, tid: u32) {
-        if let Some(thread) = self.threads.get(usize::from(vcpu)) {
-            thread.store(tid, Ordering::Relaxed);
+        if let Some(vcpu) = self.vcpus.get(usize::from(vcpu)) {
+            vcpu.thread.store(tid, Ordering::Relaxed);
         }
     }
 
     /// The vCPU's shard, or the first one's for other threads.
     pub fn shard(&self, tid: u32) -> Shard {
-        let vcpu = self.threads.iter().position(|thread| thread.load(Ordering::Relaxed) == tid);
-        Shard(vcpu.and_then(|vcpu| u16::try_from(vcpu).ok()).unwrap_or(0))
+        Shard(self.position(tid).and_then(|vcpu| u16::try_from(vcpu).ok()).unwrap_or(0))
+    }
+
+    /// Major faults of each vCPU so far: those that read a page from a tier. Those of other threads (devices, the loader) are in the sum over
+    /// all only, [`EventCounters::faults_major`].
+    pub fn major_faults(&self) -> Vec<u64> {
+        self.vcpus.iter().map(|vcpu| vcpu.major_faults.get()).collect()
+    }
+
+    fn count_major(&self, tid: u32) {
+        if let Some(vcpu) = self.position(tid) {
+            self.vcpus[vcpu].major_faults.add(1);
+        }
+    }
+
+    fn position(&self, tid: u32) -> Option<usize> {
+        self.vcpus.iter().position(|vcpu| vcpu.thread.load(Ordering::Relaxed) == tid)
     }
 }
 
@@ -120,7 +144,7 @@ struct Handler {
 impl Handler {
     fn run(self) {
         let _guard = AbortOnPanic;
-        let mut buffer = PageSlab::new(1);
+        let mut buffer = self.answering.arena.memory.frame_buffer();
         while self.wait() {
             loop {
                 match self.answering.arena.uffd.next_fault() {
@@ -161,8 +185,13 @@ impl Answering {
                 State::Swapped | State::Zero | State::Discarded | State::Untouched => self.fill(frame, fault, buffer),
                 State::Evicting if fault.write_protect => self.open(frame, FrameWord::cancel),
                 State::Resident if fault.write_protect => self.open(frame, FrameWord::open),
+                State::Clean if fault.write_protect => {
+                    // It will be written now, so the slot is of no use. Then it is Resident, or somebody else's: look again.
+                    self.filler.forget_slot(frame, self.threads.shard(fault.thread));
+                    false
+                }
                 // The page is there: an event that was overtaken. Trying again finds it.
-                State::Evicting | State::Resident => self.wake(frame),
+                State::Evicting | State::Resident | State::Clean => self.wake(frame),
                 // The owner's own wake-up may have come before this fault was queued; the mark makes it owe another.
                 State::Leaving | State::Filling | State::Opening => {
                     self.arena.frames.update(frame, FrameWord::wait_for_owner).is_ok()
@@ -181,16 +210,38 @@ impl Answering {
     /// False: the frame moved on, look again.
     fn fill(&self, frame: FrameIndex, fault: &Fault, buffer: &mut PageSlab) -> bool {
         let shard = self.threads.shard(fault.thread);
-        match self.filler.fill(frame, shard, &mut buffer[0], Unreadable::Poison) {
-            Ok(Source::Tier) => self.counters.faults_major.add(1),
-            Ok(Source::Zero) => self.counters.faults_minor.add(1),
+        match self.filler.fill(frame, shard, buffer, Unreadable::Poison, Slot::KeepIfPlenty) {
+            Ok(back) => self.count(back, fault.thread),
             Err(FillError::NotOut(_)) => return false,
             // Poisoned, logged and counted.
             Err(FillError::Unreadable { .. }) => {}
-            // Memory is short, or the kernel is in trouble. The guest was woken and asks again.
-            Err(error @ FillError::Install { .. }) => tracing::error!(%error, "fault not answered yet"),
+            Err(error @ FillError::Install { .. }) => self.defer(&error),
         }
         true
+    }
+
+    /// Memory is short, or the kernel is in trouble. The guest was woken and asks again, for as long as it takes: not at full speed, and not in
+    /// the log every time.
+    fn defer(&self, error: &FillError) {
+        let times = self.counters.faults_deferred.next();
+        if times.is_power_of_two() {
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            tracing::error!(%error, cause, times, "fault not answered yet");
+        }
+        std::thread::sleep(DEFERRED);
+    }
+
+    fn count(&self, back: Return, thread: u32) {
+        match back.source {
+            Source::Tier => {
+                self.counters.faults_major.add(1);
+                self.threads.count_major(thread);
+            }
+            Source::Zero => self.counters.faults_minor.add(1),
+        }
+        if let Some(stamp) = back.left_at {
+            self.arena.refaults.count_refault(stamp);
+        }
     }
 
     fn open(&self, frame: FrameIndex, transition: impl Fn(FrameWord) -> Option<FrameWord>) -> bool {

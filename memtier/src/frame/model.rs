@@ -1,16 +1,16 @@
 //! The life of one page under every interleaving: evictors, guests that read and write it, the handler that answers their faults, a device
-//! that pins it, a tracker that unmaps it, over a model of what the kernel does (page in memory or not, mapped or not, write-protected or
+//! that pins it, a tracker that unmaps it, a tier that wants its slot, over a model of what the kernel does (page in memory or not, mapped or not, write-protected or
 //! not, who sleeps and who is woken).
 //!
-//! The frame table and its transitions are the real ones; the steps around them follow `evict`, `fault::handler`, `fault::fill`, `arena` and
-//! `pins`. A wake-up that nobody gives is a deadlock, which loom reports.
+//! The frame table and its transitions are the real ones; the steps around them follow `evict`, `fault::handler`, `fault::fill`, `kept`, `arena`
+//! and `pins`. A wake-up that nobody gives is a deadlock, which loom reports.
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p memtier --release --lib --target-dir target/loom loom_`.
 
 use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use loom::thread;
 
 use super::table::FrameTable;
-use super::word::{FrameWord, Generation, State, Ticket};
+use super::word::{EvictionStamp, FrameWord, Generation, State, Ticket};
 use crate::units::{AreaId, FrameIndex, SlotOffset, SwapEntry};
 
 const FRAME: FrameIndex = FrameIndex(0);
@@ -36,6 +36,8 @@ struct World {
 #[derive(Clone)]
 struct Model {
     frames: Arc<FrameTable>,
+    /// Whether a page that comes back on a fault keeps its slot.
+    keeps_slots: bool,
     world: Arc<(Mutex<World>, Condvar)>,
 }
 
@@ -50,13 +52,21 @@ impl Model {
         let frames = FrameTable::new(1);
         frames.update(FRAME, |word| word.seen(Generation(0))).unwrap();
         let world = World { page: Some(OLD), mapped: true, protected: false, slots: [None; 3], asleep: 0, woken: 0 };
-        Self { frames: Arc::new(frames), world: Arc::new((Mutex::new(world), Condvar::new())) }
+        Self { frames: Arc::new(frames), keeps_slots: false, world: Arc::new((Mutex::new(world), Condvar::new())) }
     }
 
     fn swapped() -> Self {
         let model = Self::new();
         model.evict(1);
         assert_eq!(model.frames.get(FRAME).state(), State::Swapped);
+        model
+    }
+
+    /// In memory, written nowhere since it came back, with slot 1 still in use.
+    fn clean() -> Self {
+        let model = Self { keeps_slots: true, ..Self::swapped() };
+        assert_eq!(model.guest(None), OLD);
+        assert_eq!((model.frames.get(FRAME).state(), model.slots_in_use()), (State::Clean, 1));
         model
     }
 
@@ -97,16 +107,16 @@ impl Model {
     /// `evict::Batch`, step by step; each evictor has a slot of its own.
     fn evict(&self, number: u32) {
         let ticket = Ticket::new(u64::from(number));
-        if self.update(|word| word.claim(ticket)).is_err() {
-            return;
-        }
+        let Ok((before, _)) = self.update(|word| word.claim(ticket)) else { return };
         self.world().protected = true;
         // Called off and evicted by another meanwhile, it reads as a hole does; the commit below must fail then.
         let bytes = self.world().page.unwrap_or(0);
-        let entry = SwapEntry::new(AreaId(0), SlotOffset(number));
-        let before = self.world().slots[number as usize].replace(bytes);
-        assert_eq!(before, None, "a slot in use was handed out");
-        if self.update(|word| word.begin_leave(ticket, Some(entry))).is_err() {
+        let entry = self.still_holding(before.entry(), bytes).unwrap_or_else(|| {
+            let before = self.world().slots[number as usize].replace(bytes);
+            assert_eq!(before, None, "a slot in use was handed out");
+            SwapEntry::new(AreaId(0), SlotOffset(number))
+        });
+        if self.update(|word| word.begin_leave(ticket, Some(entry), EvictionStamp::default())).is_err() {
             self.free(entry);
             return;
         }
@@ -114,6 +124,24 @@ impl Model {
         (world.page, world.mapped) = (None, false);
         drop(world);
         self.settle(FrameWord::left);
+    }
+
+    /// `evict::Batch::fate_of`: the kept slot if it still has these bytes, else it is freed.
+    fn still_holding(&self, kept: Option<SwapEntry>, bytes: u64) -> Option<SwapEntry> {
+        let entry = kept?;
+        let held = self.world().slots[entry.slot().0 as usize].expect("the claimant's slot is in use");
+        if held == bytes {
+            return kept;
+        }
+        self.free(entry);
+        None
+    }
+
+    /// `kept::KeptSlots::forget`.
+    fn forget_slot(&self) {
+        if let Ok((before, _)) = self.update(FrameWord::forget_slot) {
+            self.free(before.entry().expect("a clean page has a slot"));
+        }
     }
 
     fn free(&self, entry: SwapEntry) {
@@ -169,7 +197,11 @@ impl Model {
                 State::Swapped => self.fill(),
                 State::Evicting if write_protect => self.open(FrameWord::cancel),
                 State::Resident if write_protect => self.open(FrameWord::open),
-                State::Evicting | State::Resident => {
+                State::Clean if write_protect => {
+                    self.forget_slot();
+                    false
+                }
+                State::Evicting | State::Resident | State::Clean => {
                     self.wake(self.world());
                     true
                 }
@@ -189,8 +221,12 @@ impl Model {
         assert_eq!(world.page, None, "the memory was given back before the state moved");
         (world.page, world.mapped, world.protected) = (Some(bytes), true, false);
         self.wake(world);
-        self.settle(|word| word.filled(Generation(0)));
-        self.free(entry);
+        if self.keeps_slots {
+            self.settle(|word| word.filled_keeping_slot(Generation(0)));
+        } else {
+            self.settle(|word| word.filled(Generation(0)));
+            self.free(entry);
+        }
         true
     }
 
@@ -200,6 +236,7 @@ impl Model {
             match word.state() {
                 State::Evicting => _ = self.open(FrameWord::cancel),
                 State::Swapped => _ = self.fill(),
+                State::Clean => self.forget_slot(),
                 _ => {}
             }
             thread::yield_now();
@@ -225,6 +262,13 @@ impl Model {
 
     fn slots_in_use(&self) -> usize {
         self.world().slots.iter().flatten().count()
+    }
+
+    /// At the end: the frame's own slot is in use and no other.
+    fn check_slots(&self) {
+        let own = self.frames.get(FRAME).entry();
+        assert_eq!(self.slots_in_use(), usize::from(own.is_some()));
+        assert!(own.is_none_or(|own| self.world().slots[own.slot().0 as usize].is_some()), "its slot was freed");
     }
 }
 
@@ -253,7 +297,7 @@ fn loom_a_page_claimed_again_is_not_committed_by_the_first_evictor() {
         let model = Model::new();
         let evictors = [1, 2].map(|number| model.beside(move |model| model.evict(number)));
         model.guest(Some(NEW));
-        evictors.map(|evictor| evictor.join().unwrap());
+        evictors.into_iter().for_each(|evictor| evictor.join().unwrap());
         assert_eq!(model.guest(None), NEW);
         assert_eq!(model.slots_in_use(), 0);
     });
@@ -303,5 +347,57 @@ fn loom_a_write_that_meets_a_left_over_protection_is_woken() {
         evictor.join().unwrap();
         device.join().unwrap();
         assert_eq!(model.guest(None), NEW);
+    });
+}
+
+#[test]
+fn loom_a_write_to_a_page_whose_slot_is_kept_is_never_lost() {
+    check(5, || {
+        let model = Model::clean();
+        let evictor = model.beside(|model| model.evict(2));
+        model.guest(Some(NEW));
+        assert_eq!(model.guest(None), NEW);
+        evictor.join().unwrap();
+        assert_eq!(model.guest(None), NEW);
+        model.check_slots();
+    });
+}
+
+#[test]
+fn loom_a_kept_slot_is_freed_once_whoever_wants_it_gone() {
+    check(4, || {
+        let model = Model::clean();
+        let evictor = model.beside(|model| model.evict(2));
+        let tier = model.beside(Model::forget_slot);
+        model.device(NEW);
+        evictor.join().unwrap();
+        tier.join().unwrap();
+        assert_eq!(model.guest(None), NEW);
+        model.check_slots();
+    });
+}
+
+#[test]
+fn loom_a_slot_is_kept_or_freed_while_two_guests_and_an_evictor_are_at_the_page() {
+    check(3, || {
+        let model = Model { keeps_slots: true, ..Model::swapped() };
+        let other = model.beside(|model| assert_eq!(model.guest(None), OLD));
+        let evictor = model.beside(|model| model.evict(2));
+        assert_eq!(model.guest(None), OLD);
+        other.join().unwrap();
+        evictor.join().unwrap();
+        assert_eq!(model.guest(None), OLD);
+        model.check_slots();
+    });
+}
+
+#[test]
+fn loom_a_page_that_did_not_change_leaves_for_the_slot_it_kept() {
+    check(2, || {
+        let model = Model::clean();
+        model.evict(2);
+        let entry = model.frames.get(FRAME).entry().unwrap();
+        assert_eq!((entry.slot(), model.slots_in_use()), (SlotOffset(1), 1));
+        assert_eq!(model.guest(None), OLD);
     });
 }

@@ -8,13 +8,20 @@
 //!      │                         └──┼─┴──────── Opening                                    │
 //!      ▼                     filled │                                                      │
 //!   Filling ────────────────────────┴────────────────────────────────────◀─────────────────┘
-//!      └── poison ──▶ Poisoned
+//!      ├── poison ──▶ Poisoned
+//!      └── filled_keeping_slot ──▶ Clean ── claim ──▶ Evicting
+//!                                    └── forget_slot ──▶ Resident
 //! ```
+//!
+//! A Clean frame is in memory as a Resident one is, and its slot still has the bytes it came back with. Whether the guest has written to it
+//! since is found out when it is to leave again. Pins and the lifting of a protection are for Resident frames: who wants those forgets the
+//! slot first.
 //!
 //! Promises: each transition is a pure function that answers `None` where the step is not allowed; what is not part of the step stays as it
 //! was. Whoever moves a frame to Evicting, Leaving, Opening or Filling owns it until it moves it on; the exceptions are named at the
 //! transitions. Whoever moves it out of Leaving, Opening or Filling and finds it waited for owes a wake-up afterwards: a wake-up given
-//! before can come too early for a fault that was answered with "somebody is at it". Must never: lose a swap entry (only `filled` and `poison` drop one, and their callers hold it).
+//! before can come too early for a fault that was answered with "somebody is at it". Must never: lose a swap entry: `claim`, `filled`,
+//! `forget_slot` and `poison` take one out of the word, and whoever made that step has it from the word before and owes its slot's end.
 //!
 //! | bits | what |
 //! |---|---|
@@ -22,7 +29,9 @@
 //! | 4 | locked: the client asked that it stays |
 //! | 5 | waited for: a fault waits until its owner has moved it on |
 //! | 6..20 | generation: the scan that last saw it used |
-//! | 20..64 | Evicting: ticket; Leaving, Swapped, Filling: swap entry, 0 for none; Resident, Opening: pins |
+//! | 20..64 | Evicting: ticket; Resident, Opening: pins; all others as follows |
+//! | 20..58 | Leaving, Swapped, Filling: swap entry, 0 for none; Clean: swap entry |
+//! | 58..64 | Leaving, Swapped, Zero: when it left, on the eviction clock; a Filling frame that was Swapped has it still |
 
 use crate::units::{AreaId, SlotOffset, SwapEntry};
 
@@ -33,9 +42,13 @@ const GENERATION_SHIFT: u32 = STATE_BITS + 2;
 const GENERATION_BITS: u32 = 14;
 const PAYLOAD_SHIFT: u32 = GENERATION_SHIFT + GENERATION_BITS;
 const PAYLOAD_BITS: u32 = 64 - PAYLOAD_SHIFT;
-const _: () = assert!(SwapEntry::BITS <= PAYLOAD_BITS);
+const STAMP_BITS: u32 = PAYLOAD_BITS - SwapEntry::BITS;
+const ENTRY_MASK: u64 = (1 << SwapEntry::BITS) - 1;
 // Slot 0 of an area is its header, so an entry is never 0 and 0 can stand for "no entry".
 const _: () = assert!(SwapEntry::new(AreaId(0), SlotOffset(0)).to_bits() == 0);
+
+/// How many readings of the eviction clock can be told apart.
+pub const EVICTION_STAMPS: u32 = 1 << STAMP_BITS;
 
 /// The most pins on one frame; far above what devices can have in flight.
 pub const MAX_PINS: u64 = (1 << 16) - 1;
@@ -64,11 +77,13 @@ pub enum State {
     Discarded = 8,
     /// Its bytes could not be read back.
     Poisoned = 9,
+    /// In memory, and its slot still has the bytes that came back.
+    Clean = 10,
 }
 
 impl State {
     /// Every state, for counting by state.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Untouched,
         Self::Resident,
         Self::Evicting,
@@ -79,6 +94,7 @@ impl State {
         Self::Opening,
         Self::Discarded,
         Self::Poisoned,
+        Self::Clean,
     ];
 }
 
@@ -91,6 +107,23 @@ impl Ticket {
     /// The ticket with this number; numbers beyond the payload's bits (17 trillion batches) wrap.
     pub const fn new(number: u64) -> Self {
         Self(number & ((1 << PAYLOAD_BITS) - 1))
+    }
+}
+
+/// A reading of the eviction clock, modulo [`EVICTION_STAMPS`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EvictionStamp(u32);
+
+impl EvictionStamp {
+    /// The stamp of a reading.
+    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below 64")]
+    pub const fn new(ticks: u64) -> Self {
+        Self((ticks % EVICTION_STAMPS as u64) as u32)
+    }
+
+    /// Ticks from this reading to a later one, modulo [`EVICTION_STAMPS`].
+    pub const fn ticks_until(self, later: Self) -> usize {
+        (later.0.wrapping_sub(self.0) % EVICTION_STAMPS) as usize
     }
 }
 
@@ -141,8 +174,19 @@ impl FrameWord {
             7 => State::Opening,
             8 => State::Discarded,
             9 => State::Poisoned,
+            10 => State::Clean,
             _ => panic!("frame word holds no state"),
         }
+    }
+
+    /// Whether the frame is in memory and in nobody's hands: free to be looked at, to be claimed, to be called idle.
+    pub const fn is_resident(self) -> bool {
+        matches!(self.state(), State::Resident | State::Clean)
+    }
+
+    /// Whether its memory counts as in use: resident, or on the way out or in.
+    pub const fn is_in_memory(self) -> bool {
+        !matches!(self.state(), State::Untouched | State::Swapped | State::Zero | State::Discarded | State::Poisoned)
     }
 
     /// Whether the client asked that the frame stays.
@@ -163,12 +207,20 @@ impl FrameWord {
         }
     }
 
-    /// Where the contents are stored, if they are.
+    /// Where the contents are stored, if they are; of a Clean frame, those it came back with.
     pub const fn entry(self) -> Option<SwapEntry> {
         match self.state() {
-            State::Leaving | State::Swapped | State::Filling if self.payload() != 0 => {
+            State::Leaving | State::Swapped | State::Filling | State::Clean if self.payload() & ENTRY_MASK != 0 => {
                 Some(SwapEntry::from_bits(self.payload()))
             }
+            _ => None,
+        }
+    }
+
+    /// When it left, if it is out.
+    pub const fn left_at(self) -> Option<EvictionStamp> {
+        match self.state() {
+            State::Swapped | State::Zero => Some(EvictionStamp::new(self.payload() >> SwapEntry::BITS)),
             _ => None,
         }
     }
@@ -191,21 +243,14 @@ impl FrameWord {
         Self(payload << PAYLOAD_SHIFT | kept | state as u64)
     }
 
-    const fn with_entry(self, state: State, entry: Option<SwapEntry>) -> Self {
-        match entry {
-            Some(entry) => self.with(state, entry.to_bits()),
-            None => self.with(state, 0),
-        }
-    }
-
     const fn with_generation(self, generation: Generation) -> Self {
         let mask = ((1 << GENERATION_BITS) - 1) << GENERATION_SHIFT;
         Self(self.0 & !mask | generation.bits() << GENERATION_SHIFT)
     }
 
-    /// Resident → Evicting, by the evictor. Not while locked or pinned.
+    /// Resident or Clean → Evicting, by the evictor. Not while locked or pinned. A Clean frame's entry is the claimant's from then on.
     pub fn claim(self, ticket: Ticket) -> Option<Self> {
-        let free = self.state() == State::Resident && self.pins() == 0 && !self.is_locked();
+        let free = self.is_resident() && self.pins() == 0 && !self.is_locked();
         free.then(|| self.with(State::Evicting, ticket.0))
     }
 
@@ -215,9 +260,10 @@ impl FrameWord {
     }
 
     /// Evicting → Leaving, by the claimant, when the store has acknowledged (no entry: all zero). Not if it was locked meanwhile.
-    pub fn begin_leave(self, ticket: Ticket, entry: Option<SwapEntry>) -> Option<Self> {
+    pub fn begin_leave(self, ticket: Ticket, entry: Option<SwapEntry>, now: EvictionStamp) -> Option<Self> {
         let mine = self.is_claimed_by(ticket) && !self.is_locked();
-        mine.then(|| self.with_entry(State::Leaving, entry))
+        let payload = u64::from(now.0) << SwapEntry::BITS | entry.map_or(0, SwapEntry::to_bits);
+        mine.then(|| self.with(State::Leaving, payload))
     }
 
     /// Leaving, Opening or Filling: a fault asks to be woken when the owner has moved it on.
@@ -232,8 +278,25 @@ impl FrameWord {
 
     /// Leaving → Swapped or Zero, by the claimant, when the memory is given back.
     pub fn left(self) -> Option<Self> {
-        let state = if self.payload() == 0 { State::Zero } else { State::Swapped };
+        let state = if self.entry().is_none() { State::Zero } else { State::Swapped };
         (self.state() == State::Leaving).then(|| self.settled(state, self.payload()))
+    }
+
+    /// Resident or Untouched → Leaving, by who remakes the frame's memory in other pages and has it back in a moment. Locked or not: it does not
+    /// leave. Not while pinned.
+    pub fn withdraw(self) -> Option<Self> {
+        let free = matches!(self.state(), State::Resident | State::Untouched) && self.pins() == 0;
+        free.then(|| self.with(State::Leaving, 0))
+    }
+
+    /// Leaving → Resident, by who withdrew it, when its memory is there again.
+    pub fn returned(self) -> Option<Self> {
+        (self.state() == State::Leaving && self.entry().is_none()).then(|| self.settled(State::Resident, 0))
+    }
+
+    /// Leaving → Untouched, by who withdrew it from there, when nothing was done to it.
+    pub fn untaken(self) -> Option<Self> {
+        (self.state() == State::Leaving && self.entry().is_none()).then(|| self.settled(State::Untouched, 0))
     }
 
     /// Evicting → Opening: by anybody (a write, a pin), which cancels the eviction and makes the caller the owner.
@@ -270,6 +333,17 @@ impl FrameWord {
         (self.state() == State::Filling).then(|| self.settled(State::Resident, 0).with_generation(generation))
     }
 
+    /// Filling → Clean, by its owner, when the page is there and its slot stays in use. Not without an entry.
+    pub fn filled_keeping_slot(self, generation: Generation) -> Option<Self> {
+        let stored = self.state() == State::Filling && self.entry().is_some();
+        stored.then(|| self.settled(State::Clean, self.payload() & ENTRY_MASK).with_generation(generation))
+    }
+
+    /// Clean → Resident. The entry of the word before is the caller's to free.
+    pub fn forget_slot(self) -> Option<Self> {
+        (self.state() == State::Clean).then(|| self.with(State::Resident, 0))
+    }
+
     /// Filling → Swapped, or Untouched if it has no entry, by its owner, when it could not be brought back now and nothing is lost. A zero
     /// page and an untouched one are the same to a fault; an untouched one is noticed when the guest touches it without a fault.
     pub fn unfilled(self) -> Option<Self> {
@@ -298,7 +372,7 @@ impl FrameWord {
     pub fn seen(self, generation: Generation) -> Option<Self> {
         match self.state() {
             State::Untouched => Some(self.with(State::Resident, 0).with_generation(generation)),
-            State::Resident | State::Evicting | State::Leaving | State::Opening => {
+            State::Resident | State::Clean | State::Evicting | State::Leaving | State::Opening => {
                 Some(self.with_generation(generation))
             }
             _ => None,

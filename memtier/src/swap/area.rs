@@ -6,8 +6,8 @@
 
 use std::io;
 
-use super::cluster::{ClusterIndex, Clusters};
-use super::slot_map::{SlotMap, SlotState, WrongState};
+use super::cluster::{CLUSTER_SLOTS, ClusterIndex, Clusters};
+use super::slot_map::{SlotMap, SlotState, WrongState, report};
 use super::sync::{AtomicU32, Mutex, Ordering, lock};
 use crate::units::{Shard, SlotOffset};
 
@@ -92,6 +92,17 @@ impl SlotArea {
         self.available.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether less than half of the slots are in use, and the area is on: slots may be kept for pages that are in memory (the kernel's
+    /// `vm_swap_full`, which looks at all areas together). A moment's picture.
+    pub fn has_plenty(&self) -> bool {
+        self.available.load(Ordering::Relaxed) as usize > self.map.len() / 2
+    }
+
+    /// Whether the area is on. Under the lock: who is told so has been told before any [`SlotArea::begin_off`] that comes later.
+    pub fn is_on(&self) -> bool {
+        lock(&self.inner).phase == Phase::On
+    }
+
     /// The counts now.
     pub fn counts(&self) -> SlotCounts {
         lock(&self.inner).counts
@@ -121,6 +132,27 @@ impl SlotArea {
         inner.counts.used += n;
         self.available.store(inner.counts.free, Ordering::Relaxed);
         taken
+    }
+
+    /// Hands out a wholly free cluster with all of its slots, each in state cached then; answers its first one. A bad slot in it keeps a
+    /// cluster from being wholly free for good.
+    pub fn alloc_cluster(&self) -> Option<SlotOffset> {
+        let mut inner = lock(&self.inner);
+        if inner.phase != Phase::On {
+            return None;
+        }
+        let first = inner.clusters.take_whole(&self.map)?;
+        inner.counts.free -= CLUSTER_SLOTS;
+        inner.counts.used += CLUSTER_SLOTS;
+        self.available.store(inner.counts.free, Ordering::Relaxed);
+        Some(first)
+    }
+
+    /// Clusters that are wholly free, and clusters of which every slot is in use or unusable; none at all while the area is being switched
+    /// off.
+    pub fn whole_clusters_if_on(&self) -> (u64, u64) {
+        let inner = lock(&self.inner);
+        if inner.phase == Phase::On { inner.clusters.whole() } else { (0, 0) }
     }
 
     /// Takes slots back that are in state cached. `emptied` hears, still under the lock, of every cluster that is wholly free now. Answers how
@@ -225,13 +257,6 @@ impl SlotArea {
         }
         Err(format!("map has {found:?}, counted {:?}; clusters have {in_clusters}, expected {expected}", inner.counts))
     }
-}
-
-/// A slot changed state that its changer did not own. The slot is left as it is, so nothing is handed out twice; tests stop here.
-#[track_caller]
-pub(super) fn report(error: WrongState) {
-    debug_assert!(false, "{error}");
-    tracing::error!(%error, "slot misused, left as it is");
 }
 
 #[cfg(all(test, not(loom)))]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::SwapError;
 use super::area::SlotArea;
+use super::cluster::CLUSTER_SLOTS;
 use super::sum::Sums;
 use super::sync::{AtomicI64, Loaded, Mutex, Ordering, Published, lock};
 use crate::tier::Capacity;
@@ -158,6 +159,24 @@ impl Areas {
         taken
     }
 
+    /// Takes a whole free cluster from the first area in the order that has one; answers its first slot.
+    pub fn alloc_cluster(&self) -> Option<SwapEntry> {
+        let mut without = 0u64;
+        while let Some(area) = self.next_area(without) {
+            if let Some(slot) = area.slots.alloc_cluster() {
+                self.free.fetch_sub(i64::from(CLUSTER_SLOTS), Ordering::Relaxed);
+                return Some(SwapEntry::new(area.id, slot));
+            }
+            without |= 1 << area.id.0;
+        }
+        None
+    }
+
+    /// Gives slots of one area back that were taken and hold no page, under one lock.
+    pub fn free_in(&self, area: &SwapArea, slots: &[SlotOffset]) {
+        self.add_free(area.free(slots));
+    }
+
     /// Gives slots back that were taken and hold no page. Puts those of one area together.
     pub fn free(&self, entries: &mut [SwapEntry]) {
         if !entries.is_sorted_by_key(|entry| entry.area()) {
@@ -192,6 +211,14 @@ impl Areas {
                 total: sum.total + u64::from(counts.free) + u64::from(counts.used),
                 free: sum.free + u64::from(counts.free),
             }
+        })
+    }
+
+    /// The same in whole clusters: those that are wholly free, and those together with the ones wholly in use.
+    pub fn capacity_in_clusters(&self) -> Capacity {
+        self.list().iter().fold(Capacity::default(), |sum, (_, area)| {
+            let (free, full) = area.slots.whole_clusters_if_on();
+            Capacity { total: sum.total + free + full, free: sum.free + free }
         })
     }
 

@@ -5,13 +5,15 @@
 //! highest slot that may be free. A cluster with an unusable slot in it (the header, a bad slot, the short cluster at the end) is never wholly
 //! free and is used that way only.
 //!
+//! A huge page takes a whole cluster. An area serves pages of one size only, so the two ways of taking never meet.
+//!
 //! Promises: [`Clusters::take`] finds a free slot if there is one; consecutive slots while a cluster lasts. Must never: be used without the
 //! area's lock.
 
 use std::io;
 use std::ops::Range;
 
-use super::slot_map::{SlotMap, SlotState};
+use super::slot_map::{SlotMap, SlotState, report};
 use super::zeroed::Zeroed;
 use crate::units::{Shard, SlotOffset};
 
@@ -21,6 +23,15 @@ pub const CLUSTER_SLOTS: u32 = 512;
 /// Slots of a cluster, few for the model checker.
 #[cfg(loom)]
 pub const CLUSTER_SLOTS: u32 = 4;
+
+/// The slots of a whole cluster.
+pub type ClusterSlots = [SlotOffset; CLUSTER_SLOTS as usize];
+
+/// The slots of the whole cluster that begins with `first`.
+pub fn cluster_slots(first: SlotOffset) -> ClusterSlots {
+    let mut slot = first.0..;
+    std::array::from_fn(|_| SlotOffset(slot.next().unwrap_or(u32::MAX)))
+}
 
 /// A cluster's number within its area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +44,11 @@ impl ClusterIndex {
 
     const fn get(self) -> usize {
         self.0 as usize
+    }
+
+    /// Its slots, of a whole cluster.
+    fn slot_offsets(self) -> ClusterSlots {
+        cluster_slots(SlotOffset(self.0 * CLUSTER_SLOTS))
     }
 
     /// Its slots, as indices. In 64 bits, since the end of the last cluster need not fit 32.
@@ -101,6 +117,25 @@ impl Clusters {
                 return taken;
             }
         }
+    }
+
+    /// Takes a wholly free cluster with all of its slots; answers its first one.
+    pub fn take_whole(&mut self, map: &SlotMap) -> Option<SlotOffset> {
+        let cluster = self.free.pop(&self.used)?;
+        let slots = cluster.slot_offsets();
+        for slot in slots {
+            // A wholly free cluster has no slot in another state.
+            map.take(slot).unwrap_or_else(report);
+        }
+        self.account(&slots);
+        Some(slots[0])
+    }
+
+    /// How many clusters are wholly free, and how many have every slot in use or unusable.
+    pub fn whole(&self) -> (u64, u64) {
+        let whole = &self.used[..self.free.whole as usize];
+        let count = |used: u32| whole.iter().map(|n| u64::from(u32::from(*n) == used)).sum();
+        (count(0), count(CLUSTER_SLOTS))
     }
 
     /// Accounts for a slot that became free. Answers its cluster when that is wholly free now.

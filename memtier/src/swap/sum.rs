@@ -3,6 +3,12 @@
 //! The sums stay in this process's memory: what comes back from a disk is compared with what was remembered here, so neither a damaged slot nor
 //! an exchanged one nor an old one passes. The frame number seeds the hash, so that a right page in the wrong frame does not pass either.
 //!
+//! The same sums tell whether a page that came back has been written to since: if its sum is still that of its slot, it leaves again without
+//! being stored. 64 bits decide that. A page that did change has the old sum with a probability of 2^-64: at a million pages leaving per second, once in
+//! 600,000 years, far below what memory with error correction lets pass. A chance is not enough against a guest that looks for
+//! collisions, for example to undo another's write inside it: so the seed also has a number that is random for each area and never leaves
+//! this process.
+//!
 //! Promises: [`Sums::get`] answers what [`Sums::set`] was last told for that slot. Slots never used cost no memory. Must never: be asked about a
 //! slot that the caller doesn't know to be in use.
 //!
@@ -14,6 +20,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::cluster::ClusterIndex;
@@ -21,29 +28,34 @@ use super::zeroed::Zeroed;
 use crate::page::Page;
 use crate::units::{Gfn, SlotOffset};
 
-/// The sum of a page that belongs to a frame.
-pub fn page_sum(page: &Page, gfn: Gfn) -> u64 {
-    xxh3_64_with_seed(page, gfn.0)
-}
-
 /// The sums of one area's slots.
 #[derive(Debug)]
-pub struct Sums(Zeroed<AtomicU64>);
+pub struct Sums {
+    by_slot: Zeroed<AtomicU64>,
+    key: u64,
+}
 
 impl Sums {
     /// Room for the sums of `slots` slots.
     pub fn new(slots: u32) -> io::Result<Self> {
-        Zeroed::new(slots as usize).map(Self)
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        // A UUID has fixed bits in either half, at other places.
+        Ok(Self { by_slot: Zeroed::new(slots as usize)?, key: high ^ low.rotate_left(17) })
+    }
+
+    /// The sum of the page, or of the pages together, that belong to a frame.
+    pub fn of(&self, pages: &[Page], gfn: Gfn) -> u64 {
+        xxh3_64_with_seed(pages.as_flattened(), self.key ^ gfn.0)
     }
 
     /// Remembers the sum of the page just stored.
     pub fn set(&self, slot: SlotOffset, sum: u64) {
-        self.0[slot.0 as usize].store(sum, Ordering::Relaxed);
+        self.by_slot[slot.0 as usize].store(sum, Ordering::Relaxed);
     }
 
     /// The sum remembered; 0 for a slot that never held a page.
     pub fn get(&self, slot: SlotOffset) -> u64 {
-        self.0.get(slot.0 as usize).map_or(0, |sum| sum.load(Ordering::Relaxed))
+        self.by_slot.get(slot.0 as usize).map_or(0, |sum| sum.load(Ordering::Relaxed))
     }
 
     /// Gives back the memory of a cluster's sums: exactly one page. No slot of the cluster may be in use, nor come in use meanwhile, so this is
@@ -51,7 +63,7 @@ impl Sums {
     pub fn forget(&self, cluster: ClusterIndex) {
         let slots = cluster.slots();
         let index = |slot| usize::try_from(slot).unwrap_or(usize::MAX);
-        self.0.give_back(index(slots.start)..index(slots.end));
+        self.by_slot.give_back(index(slots.start)..index(slots.end));
     }
 }
 
@@ -62,15 +74,17 @@ mod tests {
     use crate::units::{PAGE_SIZE, Shard};
 
     #[test]
-    fn a_sum_depends_on_every_byte_and_on_the_frame() {
+    fn a_sum_depends_on_every_byte_on_the_frame_and_on_the_area() {
+        let (sums, others) = (Sums::new(1).unwrap(), Sums::new(1).unwrap());
         let page = [7; PAGE_SIZE];
-        let sum = page_sum(&page, Gfn(1));
-        assert_eq!(sum, page_sum(&page, Gfn(1)));
-        assert_ne!(sum, page_sum(&page, Gfn(2)));
+        let sum = sums.of(&[page], Gfn(1));
+        assert_eq!(sum, sums.of(&[page], Gfn(1)));
+        assert_ne!(sum, sums.of(&[page], Gfn(2)));
+        assert_ne!(sum, others.of(&[page], Gfn(1)));
         for at in [0, 1, PAGE_SIZE / 2, PAGE_SIZE - 1] {
             let mut other = page;
             other[at] ^= 1;
-            assert_ne!(sum, page_sum(&other, Gfn(1)));
+            assert_ne!(sum, sums.of(&[other], Gfn(1)));
         }
     }
 

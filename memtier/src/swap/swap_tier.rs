@@ -8,21 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::SwapError;
-use super::area::report;
 use super::areas::{Areas, SwapArea};
 use super::slot_cache::{SlotCacheCounters, SlotCaches};
-use super::sum::page_sum;
-use crate::page::{Page, PageSlab};
+use super::slot_map::report;
+use crate::page::Page;
 use crate::status::{AreaInfo, AreaSpec};
 use crate::tier::file_store::FileStore;
 use crate::tier::store::{PageStore, WriteRun};
-use crate::tier::{Capacity, LoadError, STORE_BATCH, StoreError, Tier};
-use crate::units::{AreaId, Bytes, Gfn, PAGE_SIZE, Shard, SlotOffset, SwapEntry};
+use crate::tier::{Capacity, LoadError, STORE_BATCH, StoreError, Tier, store_batch};
+use crate::units::{AreaId, Bytes, FrameSize, Gfn, PAGE_SIZE, Shard, SlotOffset, SwapEntry};
 
 /// What a tier has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierCounters {
-    /// Bytes of pages acknowledged by the stores.
+    /// Bytes acknowledged by the stores.
     pub bytes_written: u64,
     /// Bytes of pages brought back and found right.
     pub bytes_read: u64,
@@ -38,10 +37,10 @@ pub struct TierCounters {
 
 /// The live counters. Relaxed: each is read for itself, by people.
 #[derive(Debug, Default)]
-struct Counting {
-    pages_written: AtomicU64,
+pub(super) struct Counting {
+    pub(super) pages_written: AtomicU64,
     pages_read: AtomicU64,
-    write_errors: AtomicU64,
+    pub(super) write_errors: AtomicU64,
     read_errors: AtomicU64,
     checksum_errors: AtomicU64,
     full: AtomicU64,
@@ -50,16 +49,17 @@ struct Counting {
 /// The swap areas of one guest.
 #[derive(Debug)]
 pub struct SwapTier {
-    areas: Arc<Areas>,
+    pub(super) areas: Arc<Areas>,
     caches: SlotCaches,
-    counting: Counting,
+    pub(super) counting: Counting,
+    size: FrameSize,
 }
 
 impl SwapTier {
-    /// No area yet; a slot cache for every vCPU.
-    pub fn new(vcpus: u16) -> Self {
+    /// No area yet, for frames of this size; a slot cache for every vCPU.
+    pub fn new(vcpus: u16, size: FrameSize) -> Self {
         let areas = Arc::new(Areas::new(vcpus));
-        Self { caches: SlotCaches::new(Arc::clone(&areas), vcpus), areas, counting: Counting::default() }
+        Self { caches: SlotCaches::new(Arc::clone(&areas), vcpus), areas, counting: Counting::default(), size }
     }
 
     /// Switches a file or block device on as a swap area.
@@ -116,6 +116,19 @@ impl SwapTier {
         self.caches.counters()
     }
 
+    fn store_small(&self, shard: Shard, gfns: &[Gfn], pages: &[Page], results: &mut Vec<StoreResult>) {
+        let mut entries = [SwapEntry::from_bits(0); STORE_BATCH];
+        let taken = self.caches.take(shard, &mut entries[..gfns.len()]);
+        let entries = &mut entries[..taken];
+        // Ascending, so that slots that are neighbours are one write.
+        entries.sort_unstable();
+        for group in entries.chunk_by(|a, b| a.area() == b.area()) {
+            let done = results.len();
+            let range = done..done + group.len();
+            self.store_in_area(group, &gfns[range.clone()], &pages[range], results);
+        }
+    }
+
     /// Stores pages of one area: `entries` ascending, `gfns` and `pages` beside them. Appends one result each.
     fn store_in_area(&self, entries: &[SwapEntry], gfns: &[Gfn], pages: &[Page], results: &mut Vec<StoreResult>) {
         let Some(area) = self.areas.get(entries[0].area()) else {
@@ -126,7 +139,7 @@ impl SwapTier {
             let slot = entries[i].slot();
             results.push(match outcome {
                 Ok(()) => {
-                    area.sums.set(slot, page_sum(&pages[i], gfns[i]));
+                    area.sums.set(slot, area.sums.of(&pages[i..=i], gfns[i]));
                     area.slots.hold(slot).unwrap_or_else(report);
                     Ok(entries[i])
                 }
@@ -145,43 +158,52 @@ impl SwapTier {
     }
 }
 
-type StoreResult = Result<SwapEntry, StoreError>;
+pub(super) type StoreResult = Result<SwapEntry, StoreError>;
 
 impl Tier for SwapTier {
-    fn store(&self, shard: Shard, gfns: &[Gfn], pages: &PageSlab, results: &mut Vec<StoreResult>) {
-        assert!(gfns.len() <= STORE_BATCH && gfns.len() <= pages.len(), "a batch fits its pages and STORE_BATCH");
+    fn store(&self, shard: Shard, gfns: &[Gfn], pages: &[Page], results: &mut Vec<StoreResult>) {
+        let fits = gfns.len() <= store_batch(self.size) && gfns.len() * self.size.pages() <= pages.len();
+        assert!(fits, "a batch fits its pages and store_batch");
         results.clear();
-        let mut entries = [SwapEntry::from_bits(0); STORE_BATCH];
-        let taken = self.caches.take(shard, &mut entries[..gfns.len()]);
-        let entries = &mut entries[..taken];
-        // Ascending, so that slots that are neighbours are one write.
-        entries.sort_unstable();
-        for group in entries.chunk_by(|a, b| a.area() == b.area()) {
-            let done = results.len();
-            let range = done..done + group.len();
-            self.store_in_area(group, &gfns[range.clone()], &pages[range], results);
+        match self.size {
+            FrameSize::Small => self.store_small(shard, gfns, pages, results),
+            FrameSize::Huge => results.extend(gfns.iter().map_while(|gfn| self.store_huge(*gfn, pages))),
         }
-        count(&self.counting.full, gfns.len() - taken);
+        count(&self.counting.full, gfns.len() - results.len());
         results.resize_with(gfns.len(), || Err(StoreError::Full));
     }
 
-    fn load(&self, entry: SwapEntry, gfn: Gfn, into: &mut Page) -> Result<(), LoadError> {
+    fn load(&self, entry: SwapEntry, gfn: Gfn, into: &mut [Page]) -> Result<(), LoadError> {
         let slot = entry.slot();
         let area = self.areas.get(entry.area()).ok_or(LoadError::NotInUse { entry })?;
         if !area.slots.state(slot).holds_page() {
             return Err(LoadError::NotInUse { entry });
         }
-        if let Err(source) = area.store.read(slot, into) {
+        let read = match &mut *into {
+            [page] => area.store.read(slot, page),
+            pages => area.store.read_run(slot, pages),
+        };
+        if let Err(source) = read {
             count(&self.counting.read_errors, 1);
             return Err(LoadError::Read { entry, source });
         }
-        let (stored, found) = (area.sums.get(slot), page_sum(into, gfn));
+        let (stored, found) = (area.sums.get(slot), area.sums.of(into, gfn));
         if stored != found {
             count(&self.counting.checksum_errors, 1);
             return Err(LoadError::Checksum { entry, gfn, stored, found });
         }
-        count(&self.counting.pages_read, 1);
+        count(&self.counting.pages_read, into.len());
         Ok(())
+    }
+
+    fn should_keep(&self, entry: SwapEntry) -> bool {
+        self.areas.get(entry.area()).is_some_and(|area| area.slots.has_plenty())
+    }
+
+    fn still_holds(&self, entry: SwapEntry, gfn: Gfn, pages: &[Page]) -> bool {
+        let Some(area) = self.areas.get(entry.area()) else { return false };
+        let held = area.slots.is_on() && area.slots.state(entry.slot()).holds_page();
+        held && area.sums.get(entry.slot()) == area.sums.of(pages, gfn)
     }
 
     fn invalidate(&self, shard: Shard, entry: SwapEntry) {
@@ -189,10 +211,11 @@ impl Tier for SwapTier {
             debug_assert!(false, "{entry} invalidated, its area is off");
             return;
         };
-        match area.slots.release(entry.slot()) {
-            Ok(true) => self.caches.give_back(shard, entry),
-            Ok(false) => {}
-            Err(error) => report(error),
+        match (self.size, area.slots.release(entry.slot())) {
+            (FrameSize::Small, Ok(true)) => self.caches.give_back(shard, entry),
+            (FrameSize::Huge, Ok(true)) => self.free_huge(&area, entry.slot()),
+            (_, Ok(false)) => {}
+            (_, Err(error)) => report(error),
         }
     }
 
@@ -201,15 +224,19 @@ impl Tier for SwapTier {
             debug_assert!(false, "{entry} condemned, its area is off");
             return;
         };
-        match area.slots.release(entry.slot()) {
-            Ok(true) => area.slots.mark_bad(&[entry.slot()]),
-            Ok(false) => {}
-            Err(error) => report(error),
+        match (self.size, area.slots.release(entry.slot())) {
+            (FrameSize::Small, Ok(true)) => area.slots.mark_bad(&[entry.slot()]),
+            (FrameSize::Huge, Ok(true)) => self.condemn_huge(&area, entry.slot()),
+            (_, Ok(false)) => {}
+            (_, Err(error)) => report(error),
         }
     }
 
     fn capacity(&self) -> Capacity {
-        self.areas.capacity()
+        match self.size {
+            FrameSize::Small => self.areas.capacity(),
+            FrameSize::Huge => self.areas.capacity_in_clusters(),
+        }
     }
 }
 
@@ -234,7 +261,11 @@ fn write_pages(store: &dyn PageStore, entries: &[SwapEntry], pages: &[Page]) -> 
     outcomes
 }
 
-fn write_alone(store: &dyn PageStore, first: SlotOffset, pages: &[Page]) -> impl Iterator<Item = io::Result<()>> {
+pub(super) fn write_alone(
+    store: &dyn PageStore,
+    first: SlotOffset,
+    pages: &[Page],
+) -> impl Iterator<Item = io::Result<()>> {
     let mut runs: Vec<_> =
         (first.0..).zip(pages.chunks(1)).map(|(slot, page)| WriteRun::new(SlotOffset(slot), page)).collect();
     store.write(&mut runs);
@@ -255,7 +286,7 @@ fn info(priority: i32, area: &SwapArea, held: u32) -> AreaInfo {
     }
 }
 
-fn count(counter: &AtomicU64, n: usize) {
+pub(super) fn count(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 

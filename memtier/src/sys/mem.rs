@@ -5,8 +5,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
-use crate::units::Hva;
+use crate::units::{Hva, PAGE_SIZE};
 
 /// Drops the page tables of a shared mapping's range (`MADV_DONTNEED_LOCKED`, Linux 5.18: also where it is locked). The data stays in the
 /// file; the next touch maps it again.
@@ -63,11 +64,70 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// The first run of bytes at or after `from` that the file holds, as (start, end), or `None` if there is none.
-pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
-    let Some(start) = seek(file, from, libc::SEEK_DATA)? else { return Ok(None) };
-    // A file's end counts as a hole, so this finds one unless the data went away in between.
-    Ok(seek(file, start, libc::SEEK_HOLE)?.map(|end| (start, end)))
+/// The first byte at or after `from` that the file holds, or `None` if there is none. Holes are skipped at no cost; a way to find the end of
+/// data that stops at a given place the system does not offer.
+pub fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
+    seek(file, from, libc::SEEK_DATA)
+}
+
+/// Which pages of a shared file mapping the file holds, mapped or not: `held.len()` pages from `start` on, bit 0 of each byte (mincore(2)).
+pub fn pages_held(start: Hva, held: &mut [u8]) -> io::Result<()> {
+    let len = held.len() * PAGE_SIZE;
+    // SAFETY: the kernel writes one byte per page of the range, which is as many as `held` has.
+    match unsafe { libc::mincore(start.0 as *mut libc::c_void, len, held.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Bytes of memory that a file on shmem or hugetlbfs holds, mapped or not.
+pub fn bytes_held(file: &File) -> io::Result<u64> {
+    // Always in units of 512 bytes (stat(2)).
+    Ok(file.metadata()?.blocks() * 512)
+}
+
+/// Whether a file's pages come from the host's pool of huge pages (hugetlbfs, a memfd with `MFD_HUGETLB`).
+pub fn is_hugetlb(file: &File) -> io::Result<bool> {
+    // SAFETY: all-zero bytes are a value of this plain struct of numbers.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills in the struct it is given.
+    match unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } {
+        0 => Ok(stat.f_type == libc::HUGETLBFS_MAGIC),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A range of this process's address space that nothing can read.
+#[derive(Debug)]
+pub struct NoAccess {
+    start: Hva,
+    len: usize,
+}
+
+impl NoAccess {
+    /// Reserves one of `len` bytes.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { start: Hva(start as u64), len })
+        }
+    }
+
+    /// Its first address.
+    pub fn start(&self) -> Hva {
+        self.start
+    }
+}
+
+impl Drop for NoAccess {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, made in `new`, which nobody can have a reference into.
+        unsafe { libc::munmap(self.start.0 as *mut libc::c_void, self.len) };
+    }
 }
 
 fn seek(file: &File, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
@@ -88,7 +148,7 @@ fn to_off(n: u64) -> io::Result<libc::off_t> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -98,9 +158,10 @@ mod tests {
         file.set_len(1 << 20).unwrap();
         assert_eq!(next_data(&file, 0).unwrap(), None);
         file.write_at(&[1; 0x2000], 0x3000).unwrap();
-        assert_eq!(next_data(&file, 0).unwrap(), Some((0x3000, 0x5000)));
+        assert_eq!(next_data(&file, 0).unwrap(), Some(0x3000));
         punch_hole(&file, 0x3000, 0x1000).unwrap();
-        assert_eq!(next_data(&file, 0).unwrap(), Some((0x4000, 0x5000)));
-        assert_eq!(file.metadata().unwrap().blocks(), 8);
+        assert_eq!(next_data(&file, 0).unwrap(), Some(0x4000));
+        assert_eq!(bytes_held(&file).unwrap(), 0x1000);
+        assert!(!is_hugetlb(&file).unwrap());
     }
 }

@@ -11,19 +11,26 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::page::Page;
-use crate::units::{Hva, PAGE_SIZE};
+use crate::sys::mem::NoAccess;
+use crate::units::{FrameSize, Hva, PAGE_SIZE};
 
-/// Features that tiering can't do without.
-const NEEDED: u64 = features::PAGEFAULT_FLAG_WP
-    | features::MISSING_SHMEM
-    | features::WP_HUGETLBFS_SHMEM
-    | features::THREAD_ID
-    | features::POISON;
+/// Features that tiering can't do without, whatever backs guest memory.
+const ALWAYS_NEEDED: u64 =
+    features::PAGEFAULT_FLAG_WP | features::WP_HUGETLBFS_SHMEM | features::THREAD_ID | features::POISON;
+
+const fn needed(size: FrameSize) -> u64 {
+    match size {
+        FrameSize::Small => ALWAYS_NEEDED | features::MISSING_SHMEM,
+        FrameSize::Huge => ALWAYS_NEEDED | features::MISSING_HUGETLBFS,
+    }
+}
 
 /// Feature bits of `UFFDIO_API`.
 pub mod features {
     /// Write-protect faults.
     pub const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    /// Missing faults on hugetlbfs.
+    pub const MISSING_HUGETLBFS: u64 = 1 << 4;
     /// Missing faults on shared memory.
     pub const MISSING_SHMEM: u64 = 1 << 5;
     /// Events carry the thread that faulted.
@@ -37,6 +44,7 @@ pub mod features {
     pub fn names(bits: u64) -> String {
         let all = [
             (PAGEFAULT_FLAG_WP, "PAGEFAULT_FLAG_WP"),
+            (MISSING_HUGETLBFS, "MISSING_HUGETLBFS"),
             (MISSING_SHMEM, "MISSING_SHMEM"),
             (THREAD_ID, "THREAD_ID"),
             (WP_HUGETLBFS_SHMEM, "WP_HUGETLBFS_SHMEM"),
@@ -67,6 +75,9 @@ pub enum UffdError {
     /// Transparent huge pages could not be switched off for guest memory.
     #[error("huge pages can't be switched off for guest memory")]
     HugePages(#[source] io::Error),
+    /// No address space for what goes with it.
+    #[error("no address space for userfaultfd's companion mapping")]
+    NoAddresses(#[source] io::Error),
     /// A page that should be missing is there and can't be replaced.
     #[error("a page is at {page} that could not be given back")]
     Occupied {
@@ -107,6 +118,7 @@ const fn request(direction: u64, number: u64, size: usize) -> u64 {
 
 const API: u64 = request(READ_WRITE, 0x3f, size_of::<ApiArg>());
 const REGISTER: u64 = request(READ_WRITE, 0x00, size_of::<RegisterArg>());
+const UNREGISTER: u64 = request(READ, 0x01, size_of::<RangeArg>());
 const WAKE: u64 = request(READ, 0x02, size_of::<RangeArg>());
 const COPY: u64 = request(READ_WRITE, 0x03, size_of::<CopyArg>());
 const ZEROPAGE: u64 = request(READ_WRITE, 0x04, size_of::<ZeroArg>());
@@ -167,7 +179,7 @@ const _: () = assert!(size_of::<Message>() == 32);
 /// A page fault that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The faulting page's first byte in the guest mapping.
+    /// First byte of the page of 4 KiB, or of the huge page, that faulted in the guest mapping.
     pub page: Hva,
     /// A write to a write-protected page; otherwise the page is missing.
     pub write_protect: bool,
@@ -199,15 +211,17 @@ impl AsFd for Uffd {
 }
 
 impl Uffd {
-    /// Opens one that sees faults of user and kernel mode, non-blocking, and agrees on the features needed.
-    pub fn open() -> Result<Self, UffdError> {
+    /// Opens one that sees faults of user and kernel mode, non-blocking, and agrees on the features needed for memory with frames of this
+    /// size: shared memory, or hugetlbfs.
+    pub fn open(size: FrameSize) -> Result<Self, UffdError> {
         let uffd = Self { fd: open_fd()? };
         let offered = Self { fd: open_fd()? }.handshake(0)?;
-        let missing = NEEDED & !offered;
+        let needed = needed(size);
+        let missing = needed & !offered;
         if missing != 0 {
             return Err(UffdError::Features { missing });
         }
-        uffd.handshake(NEEDED)?;
+        uffd.handshake(needed)?;
         Ok(uffd)
     }
 
@@ -228,6 +242,13 @@ impl Uffd {
         let mut arg = RegisterArg { range: RangeArg { start: start.0, len }, mode, ioctls: 0 };
         // SAFETY: the argument has the layout that UFFDIO_REGISTER reads and writes.
         unsafe { ioctl(self.raw(), REGISTER, &mut arg) }.map_err(failed("UFFDIO_REGISTER", start, len))
+    }
+
+    /// Ends the registration of a range: its faults are the kernel's own again, marks of write-protection are gone, who waits there tries again.
+    pub fn unregister(&self, start: Hva, len: u64) -> Result<(), UffdError> {
+        let mut arg = RangeArg { start: start.0, len };
+        // SAFETY: the argument has the layout that UFFDIO_UNREGISTER reads.
+        unsafe { ioctl(self.raw(), UNREGISTER, &mut arg) }.map_err(failed("UFFDIO_UNREGISTER", start, len))
     }
 
     /// Write-protects a range: the next write to each page of it is an event. Present or not, a page keeps the mark.
@@ -256,37 +277,55 @@ impl Uffd {
         }
     }
 
-    /// Puts a page with these bytes where none is, writable, and wakes who waits there.
-    pub fn copy(&self, page: Hva, bytes: &Page) -> Result<Filled, UffdError> {
-        let len = PAGE_SIZE as u64;
+    /// Puts a page with these bytes where none is, writable, and wakes who waits there. As many bytes as the memory's pages have: the kernel
+    /// takes one page or nothing, never a part.
+    pub fn copy(&self, page: Hva, bytes: &[Page]) -> Result<Filled, UffdError> {
+        let len = size_of_val(bytes) as u64;
+        filled(self.copy_from(page, Hva(bytes.as_ptr() as u64), len), "UFFDIO_COPY", page, len)
+    }
+
+    /// Whether shared memory has a page there, mapped or not, without touching it. Asks the kernel to put a page there from `nowhere`, an address
+    /// that can't be read: it looks for a page first, so it answers that there is one, or else that the source is bad, and changes nothing
+    /// either way. For hugetlbfs, which tells no other way.
+    pub fn holds(&self, page: Hva, len: u64, nowhere: &NoAccess) -> Result<bool, UffdError> {
+        match self.copy_from(page, nowhere.start(), len) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(true),
+            // No memory: there was no page, and none to be had either.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM)) => Ok(false),
+            Err(error) => Err(failed("UFFDIO_COPY", page, len)(error)),
+            Ok(()) => unreachable!("{len} bytes were copied from an address that can't be read"),
+        }
+    }
+
+    fn copy_from(&self, page: Hva, from: Hva, len: u64) -> io::Result<()> {
         loop {
-            let mut arg = CopyArg { dst: page.0, src: bytes.as_ptr() as u64, len, mode: 0, copied: 0 };
-            // SAFETY: the argument has the layout that UFFDIO_COPY reads and writes; the source is a whole page of ours.
+            let mut arg = CopyArg { dst: page.0, src: from.0, len, mode: 0, copied: 0 };
+            // SAFETY: the argument has the layout that UFFDIO_COPY reads and writes. The source is only read, and by the kernel, which answers
+            // EFAULT where it can't be.
             match unsafe { ioctl(self.raw(), COPY, &mut arg) } {
                 Err(error) if is_again(&error) => std::thread::yield_now(),
-                other => return filled(other, "UFFDIO_COPY", page),
+                other => return other,
             }
         }
     }
 
-    /// Puts a zero page where none is and wakes who waits there.
+    /// Puts a zero page of 4 KiB where none is and wakes who waits there. Not for hugetlbfs.
     pub fn zero(&self, page: Hva) -> Result<Filled, UffdError> {
-        self.fill_without_source(page, ZEROPAGE, "UFFDIO_ZEROPAGE")
+        self.fill_without_source(page, PAGE_SIZE as u64, ZEROPAGE, "UFFDIO_ZEROPAGE")
     }
 
-    /// Marks a missing page as unreadable: every access from now on gets SIGBUS as for failed memory. Wakes who waits there.
-    pub fn poison(&self, page: Hva) -> Result<Filled, UffdError> {
-        self.fill_without_source(page, POISON, "UFFDIO_POISON")
+    /// Marks a missing page of `len` bytes as unreadable: every access from now on gets SIGBUS as for failed memory. Wakes who waits there.
+    pub fn poison(&self, page: Hva, len: u64) -> Result<Filled, UffdError> {
+        self.fill_without_source(page, len, POISON, "UFFDIO_POISON")
     }
 
-    fn fill_without_source(&self, page: Hva, call: u64, name: &'static str) -> Result<Filled, UffdError> {
+    fn fill_without_source(&self, page: Hva, len: u64, call: u64, name: &'static str) -> Result<Filled, UffdError> {
         loop {
-            let range = RangeArg { start: page.0, len: PAGE_SIZE as u64 };
-            let mut arg = ZeroArg { range, mode: 0, done: 0 };
+            let mut arg = ZeroArg { range: RangeArg { start: page.0, len }, mode: 0, done: 0 };
             // SAFETY: the argument has the layout that UFFDIO_ZEROPAGE and UFFDIO_POISON read and write.
             match unsafe { ioctl(self.raw(), call, &mut arg) } {
                 Err(error) if is_again(&error) => std::thread::yield_now(),
-                other => return filled(other, name, page),
+                other => return filled(other, name, page, len),
             }
         }
     }
@@ -355,11 +394,11 @@ fn is_again(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAGAIN)
 }
 
-fn filled(result: io::Result<()>, call: &'static str, page: Hva) -> Result<Filled, UffdError> {
+fn filled(result: io::Result<()>, call: &'static str, page: Hva, len: u64) -> Result<Filled, UffdError> {
     match result {
         Ok(()) => Ok(Filled::Done),
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(Filled::Exists),
-        Err(error) => Err(failed(call, page, PAGE_SIZE as u64)(error)),
+        Err(error) => Err(failed(call, page, len)(error)),
     }
 }
 
@@ -376,6 +415,7 @@ mod tests {
         // From a C program that includes <linux/userfaultfd.h>.
         assert_eq!(API, 0xc018_aa3f);
         assert_eq!(REGISTER, 0xc020_aa00);
+        assert_eq!(UNREGISTER, 0x8010_aa01);
         assert_eq!(WAKE, 0x8010_aa02);
         assert_eq!(COPY, 0xc028_aa03);
         assert_eq!(ZEROPAGE, 0xc020_aa04);
@@ -392,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_call_on_unregistered_memory_names_call_and_range() {
-        let uffd = Uffd::open().unwrap();
+        let uffd = Uffd::open(FrameSize::Small).unwrap();
         let error = uffd.protect(Hva(0x1000), 4096).unwrap_err();
         assert_eq!(error.to_string(), "UFFDIO_WRITEPROTECT of 4096 bytes at 0x1000 failed");
     }

@@ -11,8 +11,8 @@ mod write_ring;
 
 use std::io;
 
-use crate::page::{Page, PageSlab};
-use crate::units::{Gfn, Shard, SwapEntry};
+use crate::page::Page;
+use crate::units::{FrameSize, Gfn, Shard, SwapEntry};
 
 /// Why a page could not be stored. The page stays where it was; nothing is lost.
 #[derive(Debug, thiserror::Error)]
@@ -63,24 +63,33 @@ pub enum LoadError {
     },
 }
 
-/// How much a tier holds, in pages.
+/// How much a tier holds, in frames of its guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// Pages that fit at most.
+    /// Frames that fit at most.
     pub total: u64,
-    /// Pages that still fit.
+    /// Frames that still fit.
     pub free: u64,
 }
 
-/// A place for pages that are out. All methods may be called from any thread at once.
+/// A place for the contents of frames that are out. A tier is made for frames of one size; "a page" is the contents of one such frame here,
+/// [`FrameSize::pages`] neighbours in memory. All methods may be called from any thread at once.
 pub trait Tier: Send + Sync + std::fmt::Debug {
-    /// Stores `gfns.len()` pages, the first that many of `pages`, in order. One result per page is pushed to `results` (cleared first):
-    /// where it is now, acknowledged by the store, or why not. At most [`STORE_BATCH`] pages.
-    fn store(&self, shard: Shard, gfns: &[Gfn], pages: &PageSlab, results: &mut Vec<Result<SwapEntry, StoreError>>);
+    /// Stores the pages of `gfns.len()` frames, which lie one after the other at the start of `pages`. One result per frame is pushed to
+    /// `results` (cleared first): where its page is now, acknowledged by the store, or why not. At most [`store_batch`] frames.
+    fn store(&self, shard: Shard, gfns: &[Gfn], pages: &[Page], results: &mut Vec<Result<SwapEntry, StoreError>>);
 
     /// Reads back the page stored at `entry` for frame `gfn` and verifies it. The entry stays in use. On the fault path: allocates nothing
     /// when it succeeds, takes no lock that a store may hold over I/O.
-    fn load(&self, entry: SwapEntry, gfn: Gfn, into: &mut Page) -> Result<(), LoadError>;
+    fn load(&self, entry: SwapEntry, gfn: Gfn, into: &mut [Page]) -> Result<(), LoadError>;
+
+    /// Whether the slot of a page that has come back is better kept than freed: the page may leave again unchanged. No while the slot's area
+    /// is filling up or going off. On the fault path; a moment's picture.
+    fn should_keep(&self, entry: SwapEntry) -> bool;
+
+    /// Whether the slot still holds exactly this page of frame `gfn`, told from what is remembered in memory: nothing is read. Never yes
+    /// for a slot of an area that is going off.
+    fn still_holds(&self, entry: SwapEntry, gfn: Gfn, pages: &[Page]) -> bool;
 
     /// Gives the slot back. The caller must be the only one that still knows the entry.
     fn invalidate(&self, shard: Shard, entry: SwapEntry);
@@ -93,5 +102,14 @@ pub trait Tier: Send + Sync + std::fmt::Debug {
     fn capacity(&self) -> Capacity;
 }
 
-/// The most pages one [`Tier::store`] call takes: one refill of a slot cache, one write to neighbouring slots.
+/// The most frames one [`Tier::store`] call takes, of any size: one refill of a slot cache, one write to neighbouring slots.
 pub const STORE_BATCH: usize = 64;
+
+/// The most frames of this size one [`Tier::store`] call takes. A huge page is a batch of its own: it is eight times as long as one of small
+/// pages.
+pub const fn store_batch(size: FrameSize) -> usize {
+    match size {
+        FrameSize::Small => STORE_BATCH,
+        FrameSize::Huge => 1,
+    }
+}

@@ -1,15 +1,23 @@
 //! Who touched what: trackers, the idle bitmap, scans.
 //!
-//! [`AccessTracker`] is what a way of seeing accesses offers. [`unmap`] works everywhere, `page_idle` reads the processor's accessed bits
-//! where the host's kernel offers them, `dirty_log` sees writes only. [`watcher`] turns accesses into generations and idle bits; [`scans`]
-//! runs series of scans. Must never: move a page.
+//! [`AccessTracker`] is what a way of seeing accesses offers. [`unmap`] works everywhere, [`page_idle`] reads the processor's accessed bits
+//! where the host's kernel offers them, [`dirty_log`] sees writes only. [`watcher`] turns accesses into generations and idle bits; [`idle`] is
+//! the bitmap that clients read and mark; [`backoff`] spares hot frames; [`scans`] runs series of scans. Must never: move a page.
 
+pub mod backoff;
+pub mod choose;
+pub mod dirty_log;
+pub mod idle;
+mod idle_bits;
+pub mod page_idle;
+mod runs;
 pub mod scans;
 pub mod unmap;
 pub mod watcher;
 
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::memory::GuestMemory;
 use crate::status::TrackerKind;
@@ -37,6 +45,11 @@ pub trait AccessTracker: Send + Sync + std::fmt::Debug {
     /// touched. Collecting does not arm: the same frames are told again next time.
     fn collect(&self, memory: &GuestMemory, frames: Range<u32>, accessed: &mut dyn FnMut(Range<u32>))
     -> io::Result<()>;
+
+    /// The longest time since it was last asked that one of its calls may have kept a vCPU waiting.
+    fn take_longest_call(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// It is not used any more; nothing of it may be left behind in the host.
     fn retire(&self) {}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::counters::EventCounters;
 use crate::status::{ScanPlan, ScanReport, ScanState};
+use crate::track::backoff;
 use crate::track::watcher::Watcher;
 
 /// Reports kept.
@@ -102,7 +103,7 @@ impl Scans {
         };
         book.thread = Some(std::thread::Builder::new().name("scan".into()).spawn(body).map_err(ScanError::Thread)?);
         book.last = id;
-        let report = ScanReport { id, state: ScanState::Running, plan, loops: Vec::new(), error: None };
+        let report = ScanReport { id, state: ScanState::Running, plan, armed: 0, loops: Vec::new(), error: None };
         book.reports.insert(id, report);
         if book.reports.len() > KEPT {
             book.reports.pop_first();
@@ -146,6 +147,7 @@ fn check(plan: &ScanPlan) -> Result<(), ScanError> {
         ("loops", u64::from(plan.loops), 1, u64::from(MAX_LOOPS)),
         ("interval_ms", plan.interval_ms, 0, MAX_MS),
         ("sleep_ms", plan.sleep_ms, 0, MAX_MS),
+        ("backoff", u64::from(plan.backoff.unwrap_or(backoff::DEFAULT_LIMIT)), 0, u64::from(backoff::MAX_LIMIT)),
     ];
     for (key, value, min, max) in ranges {
         if !(min..=max).contains(&value) {
@@ -176,7 +178,8 @@ impl Series {
             if index > 0 && !self.sleep(self.plan.interval_ms) {
                 return;
             }
-            match self.watcher.scan(|| self.sleep(self.plan.sleep_ms)) {
+            let limit = self.plan.backoff.unwrap_or(backoff::DEFAULT_LIMIT);
+            match self.watcher.scan(limit, || self.watch(index + 1)) {
                 Ok(Some(seen)) => {
                     self.counters.scans.add(1);
                     self.report(|report| report.loops.push(seen));
@@ -197,6 +200,12 @@ impl Series {
                 report.state = ScanState::Done;
             }
         });
+    }
+
+    /// All is armed: lets the scan's time pass. False when the series was cancelled meanwhile.
+    fn watch(&self, armed: u32) -> bool {
+        self.report(|report| report.armed = armed);
+        self.sleep(self.plan.sleep_ms)
     }
 
     /// False when the series was cancelled meanwhile.
@@ -228,11 +237,12 @@ mod tests {
 
     #[test]
     fn plans_out_of_range_are_refused_by_key() {
-        let plan = ScanPlan { loops: 1, interval_ms: 0, sleep_ms: 0 };
+        let plan = ScanPlan { loops: 1, interval_ms: 0, sleep_ms: 0, backoff: None };
         assert!(check(&plan).is_ok());
         let refused = |plan| check(&plan).unwrap_err().to_string();
         assert_eq!(refused(ScanPlan { loops: 0, ..plan }), "scan loops 0 is not in 1..=120");
         assert_eq!(refused(ScanPlan { loops: 121, ..plan }), "scan loops 121 is not in 1..=120");
+        assert_eq!(refused(ScanPlan { backoff: Some(9), ..plan }), "scan backoff 9 is not in 0..=8");
         assert_eq!(refused(ScanPlan { sleep_ms: MAX_MS + 1, ..plan }), "scan sleep_ms 1200001 is not in 0..=1200000");
         assert_eq!(
             refused(ScanPlan { interval_ms: u64::MAX, ..plan }),

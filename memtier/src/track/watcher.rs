@@ -1,9 +1,9 @@
-//! Turns what a tracker sees into generations on frame words and into the idle bitmap, with page_idle's contract
-//! (`Documentation/admin-guide/mm/idle_page_tracking.rst`) over guest frame numbers.
+//! Turns what a tracker sees into generations on frame words and into idle bits.
 //!
-//! Promises: before references are cleared, they are noted, so that the bitmap's users do not blind a scan; an idle bit is set only on a frame
-//! that was armed before it; a bit read as set means: not accessed since it was last marked, checked at the moment of reading. A scan marks
-//! everything, as users of the kernel's bitmap mark for each other. Must never: report a frame that is not resident as idle.
+//! Promises: before references are cleared they are noted, so that neither scans, nor the bitmap's users, nor a change of tracker blind each
+//! other; an idle bit is set only on a frame that was armed before it. A scan marks everything, as users of the kernel's bitmap mark for each
+//! other; only frames known to be hot are left out by turns ([`Backoff`]) and count as accessed then. Must never: report a frame that is
+//! not resident as idle.
 
 use std::io;
 use std::ops::Range;
@@ -11,62 +11,107 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
+use crate::evict::Evictor;
 use crate::frame::word::{FrameWord, Generation, State};
-use crate::status::ScanLoop;
+use crate::insight::{Census, FinishedScan, Insight};
+use crate::pieces::{HUGE_FRAMES, Pieces};
+use crate::status::{ScanLoop, TrackerKind};
 use crate::track::AccessTracker;
+use crate::track::backoff::Backoff;
+use crate::track::idle_bits::IdleBits;
+use crate::track::runs::Runs;
 use crate::units::FrameIndex;
 
-/// Frames harvested and armed in one go; small, so that little time passes between noting a reference and clearing it.
-const BATCH: u32 = 8192;
+/// The most frames handled in one go, whatever a tracker would like: what is noted about them meanwhile takes at most 1 MiB.
+const MAX_BATCH: u32 = 1 << 18;
+/// Idle frames between two accessed ones that are armed along with them: walking over their empty entries costs less than another call.
+const ARM_GAP: u32 = 32;
 /// How often ages are kept from wrapping, in scans.
 const AGING_INTERVAL: u32 = 1024;
-/// Frames per 64-bit chunk of the bitmap, for stepping and for counting.
-const CHUNK: usize = 64;
-const CHUNK_FRAMES: u64 = 64;
-
-/// Why the idle bitmap refuses a request.
-#[derive(Debug, thiserror::Error)]
-pub enum IdleError {
-    /// Offset or length is not a multiple of 8 bytes (EINVAL's meaning).
-    #[error("idle bitmap {what} {value} is not a multiple of 8 bytes")]
-    Unaligned {
-        /// `offset` or `length`.
-        what: &'static str,
-        /// What was given.
-        value: u64,
-    },
-    /// A write beyond the last frame (ENXIO's meaning).
-    #[error("idle bitmap offset {offset} is beyond the last frame, the bitmap has {len} bytes")]
-    BeyondEnd {
-        /// What was given.
-        offset: u64,
-        /// The bitmap's length in bytes.
-        len: u64,
-    },
-    /// The tracker failed.
-    #[error("reading or clearing references failed")]
-    Tracker(#[from] io::Error),
-}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Watcher {
-    arena: Arc<Arena>,
-    tracker: Box<dyn AccessTracker>,
+    pub(super) arena: Arc<Arena>,
+    pieces: Option<Arc<Pieces>>,
+    evictor: Arc<Evictor>,
+    insight: Arc<Insight>,
     /// Held while references are read or cleared.
-    idle: Mutex<IdleBits>,
+    seeing: Mutex<Seeing>,
+}
+
+/// What belongs to whoever reads or clears references.
+#[derive(Debug)]
+pub(super) struct Seeing {
+    tracker: Box<dyn AccessTracker>,
+    pub(super) idle: IdleBits,
+    backoff: Backoff,
+    /// Runs to arm, kept between batches.
+    due: Vec<Range<u32>>,
+}
+
+/// What an access found by [`Watcher::harvest`] means for the frame's back-off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Nothing: it was looked at outside a scan.
+    Aside,
+    /// It counts, if this scan looks at the frame.
+    Scan { generation: Generation, limit: u32 },
+}
+
+/// What it means that a tracker calls a frame accessed.
+#[derive(Clone, Copy, Debug)]
+struct Accesses {
+    prove_memory: bool,
+    are_writes: bool,
+}
+
+impl Accesses {
+    fn of(tracker: &dyn AccessTracker) -> Self {
+        Self { prove_memory: tracker.proves_memory(), are_writes: tracker.kind() == TrackerKind::DirtyLog }
+    }
 }
 
 impl Watcher {
-    /// Watches `arena` by `tracker`.
-    pub fn new(arena: Arc<Arena>, tracker: Box<dyn AccessTracker>) -> Self {
-        let idle = Mutex::new(IdleBits::new(arena.memory.frames()));
-        Self { arena, tracker, idle }
+    /// Watches `arena` by `tracker`; pieces of huge pages are decided about after each scan.
+    pub fn new(
+        arena: Arc<Arena>,
+        tracker: Box<dyn AccessTracker>,
+        pieces: Option<Arc<Pieces>>,
+        evictor: Arc<Evictor>,
+        insight: Arc<Insight>,
+    ) -> Self {
+        let frames = arena.memory.frames();
+        let (idle, backoff) = (IdleBits::new(frames), Backoff::new(frames));
+        Self { arena, pieces, evictor, insight, seeing: Mutex::new(Seeing { tracker, idle, backoff, due: Vec::new() }) }
     }
 
-    /// One scan: arms everything, lets `wait` pass the time, notes what was accessed. `None` if `wait` answers false: cancelled.
-    pub fn scan(&self, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
-        let seen = self.try_scan(wait);
+    /// The tracker in use.
+    pub fn tracker(&self) -> TrackerKind {
+        self.lock().tracker.kind()
+    }
+
+    /// Goes on with another tracker. Marks, ages and a scan under way stay: the new one is armed first, then what the old one saw is noted, so
+    /// an access is seen by one of them at least. On an error the old one stays.
+    pub fn switch(&self, tracker: Box<dyn AccessTracker>) -> io::Result<()> {
+        let mut seeing = self.lock();
+        let frames = 0..self.arena.memory.frames();
+        for batch in batches(frames.clone(), tracker.batch()) {
+            // Some trackers arm what they have told of, some lose what the other has seen when they arm.
+            self.harvest(&mut seeing, batch.clone(), Look::Aside)?;
+            tracker.collect(&self.arena.memory, batch.clone(), &mut |_| ())?;
+            tracker.arm(&self.arena.memory, batch)?;
+        }
+        self.harvest_all(&mut seeing, frames, Look::Aside)?;
+        let old = std::mem::replace(&mut seeing.tracker, tracker);
+        old.retire();
+        Ok(())
+    }
+
+    /// One scan: arms everything, lets `wait` pass the time, notes what was accessed. Hot frames are looked at every 2^`limit` scans at least.
+    /// `None` if `wait` answers false: cancelled.
+    pub fn scan(&self, limit: u32, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
+        let seen = self.try_scan(limit, wait);
         if !matches!(seen, Ok(Some(_))) {
             self.abandon();
         }
@@ -84,60 +129,188 @@ impl Watcher {
         }
     }
 
-    fn try_scan(&self, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
+    fn try_scan(&self, limit: u32, wait: impl FnOnce() -> bool) -> io::Result<Option<ScanLoop>> {
         let began = Instant::now();
         let all = 0..self.arena.memory.frames();
-        let generation = self.arm_all(all.clone())?;
-        let armed = began.elapsed();
+        let generation = self.arm_all(limit)?;
+        let watching = Instant::now();
         if !wait() {
             return Ok(None);
         }
         let collecting = Instant::now();
-        self.harvest_all(all)?;
+        let mut seeing = self.lock();
+        let assumed = self.harvest_all(&mut seeing, all, Look::Scan { generation, limit })?;
+        seeing.backoff.end();
+        let longest_call_us = micros(seeing.tracker.take_longest_call());
+        let tracker = seeing.tracker.kind();
+        drop(seeing);
         self.arena.clock.finish();
+        let ended = Instant::now();
         if generation.0.is_multiple_of(AGING_INTERVAL) {
             self.keep_ages_from_wrapping();
         }
-        let (accessed, idle) = self.count(generation);
-        let scan_us = micros(armed + collecting.elapsed());
-        Ok(Some(ScanLoop { accessed, idle, scan_us, duration_us: micros(began.elapsed()) }))
+        self.decide_about_pieces(generation);
+        let census = Census::take(&self.arena, generation);
+        self.insight.record(&census, &FinishedScan { tracker, assumed, began: watching, ended });
+        Ok(Some(ScanLoop {
+            accessed: census.accessed(),
+            assumed,
+            idle: census.idle(),
+            scan_us: micros((watching - began) + collecting.elapsed()),
+            longest_call_us,
+            duration_us: micros(began.elapsed()),
+        }))
     }
 
-    fn arm_all(&self, frames: Range<u32>) -> io::Result<Generation> {
-        let mut idle = self.lock();
+    /// Arms what was accessed since it was armed last; the rest is armed still.
+    fn arm_all(&self, limit: u32) -> io::Result<Generation> {
+        let mut seeing = self.lock();
+        let limit = if seeing.tracker.slows_the_guest() { limit } else { 0 };
+        let next = self.arena.clock.next();
+        seeing.backoff.begin();
         // What is seen while arming belongs to the time before, so the clock moves on afterwards.
-        for batch in batches(frames.clone()) {
-            self.arena.refresh(batch.clone())?;
-            self.arm(&mut idle, batch)?;
-        }
-        for frame in frames.map(FrameIndex) {
-            if is_eligible(self.arena.frames.get(frame)) {
-                idle.set(frame);
+        for batch in batches(0..self.arena.memory.frames(), seeing.tracker.batch()) {
+            self.refresh_untouched(batch.clone())?;
+            self.arm_due(&mut seeing, batch.clone(), next, limit)?;
+            for frame in batch.map(FrameIndex) {
+                if is_eligible(self.arena.frames.get(frame)) {
+                    seeing.idle.set(frame);
+                }
             }
         }
         Ok(self.arena.clock.begin())
     }
 
-    fn harvest_all(&self, frames: Range<u32>) -> io::Result<()> {
-        let mut idle = self.lock();
-        for batch in batches(frames) {
-            self.harvest(&mut idle, batch.clone())?;
-            // First touches that were unmapped again by somebody else's arming.
-            self.arena.refresh(batch)?;
+    fn arm_due(&self, seeing: &mut Seeing, frames: Range<u32>, next: Generation, limit: u32) -> io::Result<()> {
+        let mut due = std::mem::take(&mut seeing.due);
+        due.clear();
+        let Seeing { tracker, idle, backoff, .. } = seeing;
+        let now = self.arena.clock.now();
+        let accesses = Accesses::of(tracker.as_ref());
+        // The last hot frame that must keep its mapping: no run reaches over it.
+        let mut spared = None;
+        tracker.collect(&self.arena.memory, frames, &mut |run| {
+            idle.clear(run.clone());
+            for frame in run {
+                if self.label(FrameIndex(frame), now, accesses).is_none() {
+                    continue;
+                }
+                if !backoff.is_due(FrameIndex(frame), next, limit) {
+                    spared = Some(frame);
+                    continue;
+                }
+                backoff.armed(FrameIndex(frame));
+                match due.last_mut() {
+                    Some(last) if frame - last.end <= ARM_GAP && spared.is_none_or(|spared| spared < last.end) => {
+                        last.end = frame + 1;
+                    }
+                    _ => due.push(frame..frame + 1),
+                }
+            }
+        })?;
+        let armed = due.iter().try_for_each(|run| tracker.arm(&self.arena.memory, run.clone()));
+        seeing.due = due;
+        armed
+    }
+
+    /// Notes the accesses of everything; answers how many were assumed, because the frame is hot and this scan did not look at it.
+    fn harvest_all(&self, seeing: &mut Seeing, frames: Range<u32>, look: Look) -> io::Result<u64> {
+        let mut assumed = 0;
+        for batch in batches(frames, seeing.tracker.batch()) {
+            assumed += self.harvest(seeing, batch.clone(), look)?;
+            // First touches that were unmapped again by somebody else's arming, or that the tracker does not vouch for.
+            self.refresh_untouched(batch)?;
+        }
+        Ok(assumed)
+    }
+
+    /// Notes the accesses of a range: labels the frames, takes their idle bits.
+    fn harvest(&self, seeing: &mut Seeing, frames: Range<u32>, look: Look) -> io::Result<u64> {
+        let Seeing { tracker, idle, backoff, .. } = seeing;
+        let look = match look {
+            Look::Scan { generation, .. } if !tracker.slows_the_guest() => Look::Scan { generation, limit: 0 },
+            look => look,
+        };
+        let (now, finished) = (self.arena.clock.now(), self.arena.clock.finished());
+        let accesses = Accesses::of(tracker.as_ref());
+        let mut assumed = 0;
+        tracker.collect(&self.arena.memory, frames, &mut |run| {
+            idle.clear(run.clone());
+            for frame in run.map(FrameIndex) {
+                let Some(before) = self.label(frame, now, accesses) else { continue };
+                let Look::Scan { generation, limit } = look else { continue };
+                if before.age(finished) > 0 {
+                    backoff.reset(frame);
+                }
+                if backoff.is_due(frame, generation, limit) {
+                    backoff.found_accessed(frame);
+                } else {
+                    assumed += 1;
+                }
+            }
+        })?;
+        Ok(assumed)
+    }
+
+    /// Labels a frame as accessed in `now`; answers its word before, or `None` if that access proves nothing.
+    fn label(&self, frame: FrameIndex, now: Generation, accesses: Accesses) -> Option<FrameWord> {
+        let before = self.arena.frames.get(frame);
+        if before.state() == State::Untouched && !accesses.prove_memory {
+            return None;
+        }
+        // A refusal means that it is out, or marked already.
+        let marked = self.arena.frames.update(frame, |word| word.seen(now).filter(|seen| *seen != word));
+        // The slot that it came back from holds other bytes now. In the interval in which it came back that is not certain: KVM calls a page
+        // written when it maps it, though it was only read.
+        if accesses.are_writes && before.state() == State::Clean && marked.is_ok() {
+            self.evictor.forget_slot(frame);
+        }
+        Some(before)
+    }
+
+    /// Notes the accesses of a range outside a scan.
+    pub(super) fn look(&self, seeing: &mut Seeing, frames: Range<u32>) -> io::Result<()> {
+        for batch in batches(frames, seeing.tracker.batch()) {
+            self.harvest(seeing, batch, Look::Aside)?;
         }
         Ok(())
     }
 
-    /// Resident frames that `generation` saw used, and those it did not.
-    fn count(&self, generation: Generation) -> (u64, u64) {
-        let (mut accessed, mut idle) = (0, 0);
-        for frame in self.frames() {
-            let word = self.arena.frames.get(frame);
-            if word.state() == State::Resident {
-                if word.age(generation) == 0 { accessed += 1 } else { idle += 1 }
+    /// Notes the accesses of a run, clears them, and marks the run idle.
+    pub(super) fn mark(&self, seeing: &mut Seeing, run: Range<u32>) -> io::Result<()> {
+        self.look(seeing, self.around(run.clone()))?;
+        seeing.tracker.arm(&self.arena.memory, run.clone())?;
+        run.for_each(|frame| seeing.idle.set(FrameIndex(frame)));
+        Ok(())
+    }
+
+    /// The frames that lose their references with those of `run`: inside a huge page, all.
+    fn around(&self, run: Range<u32>) -> Range<u32> {
+        match &self.pieces {
+            None => run,
+            Some(_) => {
+                run.start / HUGE_FRAMES * HUGE_FRAMES
+                    ..self.arena.memory.frames().min(run.end.next_multiple_of(HUGE_FRAMES))
             }
         }
-        (accessed, idle)
+    }
+
+    /// Notices first touches. Frames that were touched before are not looked at: finding memory costs more than reading a word.
+    pub(super) fn refresh_untouched(&self, frames: Range<u32>) -> io::Result<()> {
+        let mut untouched = Runs::exact(u32::MAX);
+        for frame in frames {
+            if self.arena.frames.get(FrameIndex(frame)).state() == State::Untouched {
+                untouched.push(frame..frame + 1, |run| self.arena.refresh(run))?;
+            }
+        }
+        untouched.flush(|run| self.arena.refresh(run))
+    }
+
+    fn decide_about_pieces(&self, finished: Generation) {
+        if let Some(pieces) = &self.pieces {
+            let look_anew = |frames: Range<u32>| self.lock().backoff.start_over(frames);
+            pieces.after_scan(finished, look_anew, |frame| _ = self.evictor.forget_slot(frame));
+        }
     }
 
     fn keep_ages_from_wrapping(&self) {
@@ -148,167 +321,25 @@ impl Watcher {
         }
     }
 
-    /// Notes the accesses of a range: labels the frames, takes their idle bits.
-    fn harvest(&self, idle: &mut IdleBits, frames: Range<u32>) -> io::Result<()> {
-        let now = self.arena.clock.now();
-        self.tracker.collect(&self.arena.memory, frames, &mut |run| {
-            for frame in run.map(FrameIndex) {
-                idle.clear(frame);
-                // A refusal means that it is out, or marked already.
-                let _ = self.arena.frames.update(frame, |word| word.seen(now).filter(|seen| *seen != word));
-            }
-        })
-    }
-
-    /// Notes the accesses of a range, then clears them.
-    fn arm(&self, idle: &mut IdleBits, frames: Range<u32>) -> io::Result<()> {
-        self.harvest(idle, frames.clone())?;
-        self.tracker.arm(&self.arena.memory, frames)
-    }
-
-    /// page_idle's read. Fills `out` from byte `offset` of the bitmap; answers how many bytes, 0 at or beyond the end.
-    pub fn read_idle(&self, offset: u64, out: &mut [u8]) -> Result<usize, IdleError> {
-        let gfns = self.bits(offset, out.len())?;
-        let mut idle = self.lock();
-        for part in self.arena.memory.indices(gfns.clone()).0 {
-            batches(part).try_for_each(|batch| self.harvest(&mut idle, batch))?;
-        }
-        let mut done = 0;
-        for (chunk, start) in out.as_chunks_mut::<8>().0.iter_mut().zip(gfns.step_by(CHUNK)) {
-            let mut bits = 0_u64;
-            for frame in self.arena.memory.indices(start..start + CHUNK_FRAMES).0.into_iter().flatten().map(FrameIndex)
-            {
-                if idle.get(frame) && is_eligible(self.arena.frames.get(frame)) {
-                    bits |= 1 << (self.arena.memory.gfn(frame).0 - start);
-                }
-            }
-            *chunk = bits.to_ne_bytes();
-            done += chunk.len();
-        }
-        Ok(done)
-    }
-
-    /// page_idle's write: a 1 clears the frame's references, then marks it idle; a 0 does nothing. Answers how many bytes were taken.
-    pub fn write_idle(&self, offset: u64, bits: &[u8]) -> Result<usize, IdleError> {
-        let gfns = self.bits(offset, bits.len())?;
-        if gfns.is_empty() && !bits.is_empty() {
-            return Err(IdleError::BeyondEnd { offset, len: self.bitmap_len() });
-        }
-        let mut idle = self.lock();
-        let mut marked = Runs::default();
-        let mut done = 0;
-        for (chunk, start) in bits.as_chunks::<8>().0.iter().zip(gfns.step_by(CHUNK)) {
-            let chunk = u64::from_ne_bytes(*chunk);
-            done += 8;
-            if chunk == 0 {
-                continue;
-            }
-            for part in self.arena.memory.indices(start..start + CHUNK_FRAMES).0 {
-                self.arena.refresh(part.clone())?;
-                for frame in part.map(FrameIndex) {
-                    let bit = self.arena.memory.gfn(frame).0 - start;
-                    if chunk >> bit & 1 == 1 && is_eligible(self.arena.frames.get(frame)) {
-                        marked.push(frame.0, |run| self.mark(&mut idle, run))?;
-                    }
-                }
-            }
-        }
-        marked.flush(|run| self.mark(&mut idle, run))?;
-        Ok(done)
-    }
-
-    fn mark(&self, idle: &mut IdleBits, run: Range<u32>) -> io::Result<()> {
-        self.arm(idle, run.clone())?;
-        run.for_each(|frame| idle.set(FrameIndex(frame)));
-        Ok(())
-    }
-
-    /// The frame numbers that a request covers, shortened at the end.
-    fn bits(&self, offset: u64, len: usize) -> Result<Range<u64>, IdleError> {
-        let len = len as u64;
-        for (what, value) in [("offset", offset), ("length", len)] {
-            if !value.is_multiple_of(8) {
-                return Err(IdleError::Unaligned { what, value });
-            }
-        }
-        let total = self.bitmap_len();
-        let start = offset.min(total);
-        let end = offset.saturating_add(len).min(total);
-        Ok(start * 8..end * 8)
-    }
-
-    /// Bytes in the bitmap: whole chunks up to the last frame.
-    pub fn bitmap_len(&self) -> u64 {
-        self.arena.memory.end().0.div_ceil(CHUNK_FRAMES) * 8
-    }
-
     fn frames(&self) -> impl Iterator<Item = FrameIndex> + use<> {
         (0..self.arena.memory.frames()).map(FrameIndex)
     }
 
-    fn lock(&self) -> MutexGuard<'_, IdleBits> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Seeing> {
+        self.seeing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Only frames that are in memory and free to go can be idle; all others read 0 and ignore writes.
-fn is_eligible(word: FrameWord) -> bool {
-    word.state() == State::Resident && !word.is_locked()
+pub(super) fn is_eligible(word: FrameWord) -> bool {
+    word.is_resident() && !word.is_locked()
 }
 
-fn batches(frames: Range<u32>) -> impl Iterator<Item = Range<u32>> {
-    let end = frames.end;
-    frames.step_by(BATCH as usize).map(move |start| start..start.saturating_add(BATCH).min(end))
+fn batches(frames: Range<u32>, batch: u32) -> impl Iterator<Item = Range<u32>> {
+    let (end, batch) = (frames.end, batch.clamp(1, MAX_BATCH));
+    frames.step_by(batch as usize).map(move |start| start..start.saturating_add(batch).min(end))
 }
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// One bit per frame index.
-#[derive(Debug)]
-struct IdleBits {
-    words: Vec<u64>,
-}
-
-impl IdleBits {
-    fn new(frames: u32) -> Self {
-        Self { words: vec![0; frames.div_ceil(64) as usize] }
-    }
-
-    fn get(&self, frame: FrameIndex) -> bool {
-        self.words[frame.get() / 64] >> (frame.0 % 64) & 1 == 1
-    }
-
-    fn set(&mut self, frame: FrameIndex) {
-        self.words[frame.get() / 64] |= 1 << (frame.0 % 64);
-    }
-
-    fn clear(&mut self, frame: FrameIndex) {
-        self.words[frame.get() / 64] &= !(1 << (frame.0 % 64));
-    }
-}
-
-/// Gathers ascending frames into runs, so that neighbours cost one call.
-#[derive(Debug, Default)]
-struct Runs {
-    run: Option<Range<u32>>,
-}
-
-impl Runs {
-    fn push(&mut self, frame: u32, mut each: impl FnMut(Range<u32>) -> io::Result<()>) -> io::Result<()> {
-        match &mut self.run {
-            Some(run) if run.end == frame && run.end - run.start < BATCH => run.end += 1,
-            other => {
-                if let Some(run) = other.replace(frame..frame + 1) {
-                    each(run)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self, mut each: impl FnMut(Range<u32>) -> io::Result<()>) -> io::Result<()> {
-        self.run.take().map_or(Ok(()), &mut each)
-    }
 }

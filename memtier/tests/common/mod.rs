@@ -2,10 +2,13 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod huge;
+
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use memtier::status::{AreaSpec, GuestRange, HugePages, TrackerChoice};
 use memtier::units::{Gfn, Hva, PAGE_SIZE};
@@ -25,9 +28,13 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    fn new(first: u64, pages: u64) -> (Self, RegionSpec) {
+    fn new(first: u64, pages: u64, huge: HugePages) -> (Self, RegionSpec) {
+        let (file_flags, map_flags) = match huge {
+            HugePages::Hugetlb2M => (libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_HUGE_2MB, libc::MAP_SHARED),
+            _ => (libc::MFD_CLOEXEC, libc::MAP_SHARED | libc::MAP_NORESERVE),
+        };
         // SAFETY: a literal name and no pointers kept.
-        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), file_flags) };
         assert!(fd >= 0);
         // SAFETY: just made.
         let file = unsafe { File::from_raw_fd(fd) };
@@ -35,8 +42,7 @@ impl Mapped {
         file.set_len(bytes as u64).unwrap();
         // SAFETY: a new shared mapping of our own file.
         let map = unsafe {
-            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, map_flags, file.as_raw_fd(), 0)
         };
         assert_ne!(map, libc::MAP_FAILED);
         let spec = RegionSpec {
@@ -85,9 +91,13 @@ impl Guest {
     }
 
     pub fn with_regions(regions: &[(u64, u64)]) -> Self {
-        let (regions, specs) = regions.iter().map(|(first, pages)| Mapped::new(*first, *pages)).unzip();
-        let config =
-            MemtierConfig { regions: specs, vcpus: 2, tracker: TrackerChoice::Unmap, huge_pages: HugePages::Off };
+        Self::backed_by(regions, HugePages::Off)
+    }
+
+    /// The same with memory of another kind. Huge pages from the pool need a [`huge::Pool`] first.
+    pub fn backed_by(regions: &[(u64, u64)], huge_pages: HugePages) -> Self {
+        let (regions, specs) = regions.iter().map(|(first, pages)| Mapped::new(*first, *pages, huge_pages)).unzip();
+        let config = MemtierConfig { regions: specs, vcpus: 2, tracker: TrackerChoice::Unmap, huge_pages };
         let tiers = Memtier::new(config).unwrap();
         Self { tiers, regions, dir: tempfile::tempdir().unwrap() }
     }
@@ -99,6 +109,15 @@ impl Guest {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Drops the page tables of all of guest memory, as a tracker does; the memory stays.
+    pub fn unmap(&self) {
+        for region in &self.regions {
+            let len = usize::try_from(region.pages).unwrap() * PAGE_SIZE;
+            // SAFETY: a shared mapping of our own, whose contents stay in its file.
+            assert_eq!(unsafe { libc::madvise(region.map.cast(), len, libc::MADV_DONTNEED_LOCKED) }, 0);
+        }
     }
 
     fn word(&self, gfn: u64, word: u64) -> *mut u64 {
@@ -128,6 +147,16 @@ impl Guest {
         for word in 0..WORDS {
             let (found, expected) = (self.read(gfn, word), pattern(gfn, version, word));
             assert_eq!(found, expected, "frame {gfn:#x} word {word} version {version}: found {found:#x}");
+        }
+    }
+
+    /// Waits until so many pages have come back with their slots kept: a handler takes its last step for a page after it has woken who waited
+    /// for it.
+    pub fn wait_for_clean(&self, pages: u64) {
+        let began = Instant::now();
+        while self.tiers.status().clean_pages < pages {
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", self.tiers.status());
+            std::thread::yield_now();
         }
     }
 

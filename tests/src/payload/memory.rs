@@ -4,19 +4,20 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use devices::DeviceMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::PayloadError;
 
 /// Words of guest memory by guest physical address.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestWords<'a> {
-    memory: &'a GuestMemoryMmap,
+    memory: &'a DeviceMemory,
 }
 
 impl<'a> GuestWords<'a> {
     /// The words of this memory.
-    pub fn new(memory: &'a GuestMemoryMmap) -> Self {
+    pub fn new(memory: &'a DeviceMemory) -> Self {
         Self { memory }
     }
 

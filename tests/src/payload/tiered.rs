@@ -28,9 +28,18 @@ impl TieredVm {
         let path = folder.path().join("swap");
         let plan = match swap {
             Some(size) => PayloadPlan::tiered(vcpus, memory, path, size),
-            None => PayloadPlan { vcpus, memory, areas: Some(Vec::new()) },
+            None => PayloadPlan::with_areas(vcpus, memory, Vec::new()),
         };
         Self { vm: PayloadVm::start(&plan).expect("the guest starts"), folder }
+    }
+
+    /// Starts any guest.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn of(plan: &PayloadPlan) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for temporary files");
+        Self { vm: PayloadVm::start(plan).expect("the guest starts"), folder }
     }
 
     /// A path beside the swap file.

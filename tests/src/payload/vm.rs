@@ -30,19 +30,27 @@ pub struct PayloadPlan {
     pub vcpus: u8,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// Swap areas; without this there is no tiering at all.
-    pub areas: Option<Vec<AreaSpec>>,
+    /// What backs its memory.
+    pub huge_pages: HugePages,
+    /// How memory is tiered, if it is.
+    pub tiering: Option<TieringConfig>,
 }
 
 impl PayloadPlan {
     /// A guest without tiering.
     pub fn plain(vcpus: u8, memory: u64) -> Self {
-        Self { vcpus, memory, areas: None }
+        Self { vcpus, memory, huge_pages: HugePages::Off, tiering: None }
     }
 
     /// A guest with one swap area in this file, of this size.
     pub fn tiered(vcpus: u8, memory: u64, swap: impl Into<PathBuf>, size: u64) -> Self {
-        Self { vcpus, memory, areas: Some(vec![AreaSpec { path: swap.into(), size: Some(size), priority: None }]) }
+        Self::with_areas(vcpus, memory, vec![AreaSpec { path: swap.into(), size: Some(size), priority: None }])
+    }
+
+    /// A guest with these swap areas, watched by `unmap`.
+    pub fn with_areas(vcpus: u8, memory: u64, areas: Vec<AreaSpec>) -> Self {
+        let tiering = TieringConfig { tracker: TrackerChoice::Unmap, areas, ..TieringConfig::default() };
+        Self { vcpus, memory, huge_pages: HugePages::Off, tiering: Some(tiering) }
     }
 }
 
@@ -141,15 +149,12 @@ fn machine_config(plan: &PayloadPlan, kernel: PathBuf) -> MachineConfig {
         id: "payload".into(),
         cpus: plan.vcpus,
         memory: plan.memory,
+        huge_pages: plan.huge_pages,
         boot: BootSource { kernel, initrd: None, cmdline: None, entry: EntryMode::EveryVcpu },
         disks: Vec::new(),
         entropy: false,
         console: ConsoleConfig::Off,
-        tiering: plan.areas.as_ref().map(|areas| TieringConfig {
-            tracker: TrackerChoice::Unmap,
-            huge_pages: HugePages::Off,
-            areas: areas.clone(),
-        }),
+        tiering: plan.tiering.clone(),
     }
 }
 

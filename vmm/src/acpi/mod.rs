@@ -10,7 +10,8 @@ mod madt;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, sdt::Sdt};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use devices::DeviceMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::layout;
 
@@ -44,7 +45,7 @@ pub enum AcpiError {
 }
 
 /// Writes all tables.
-pub fn write(memory: &GuestMemoryMmap, hardware: Hardware) -> Result<(), AcpiError> {
+pub fn write(memory: &DeviceMemory, hardware: Hardware) -> Result<(), AcpiError> {
     let bytes = tables(hardware);
     let (len, room) = (bytes.len() as u64, layout::ACPI_END - layout::ACPI_START);
     if len > room {

@@ -2,7 +2,8 @@
 //!
 //! Promises: what does not fit is refused with its length and the limit, never cut. Must never: add to what the user gave.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use devices::DeviceMemory;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::layout;
@@ -31,7 +32,7 @@ pub enum CmdlineError {
 }
 
 /// Checks `text` against `limit` and writes it with its final NUL.
-pub fn write(memory: &GuestMemoryMmap, text: &str, limit: u64) -> Result<(), BootError> {
+pub fn write(memory: &DeviceMemory, text: &str, limit: u64) -> Result<(), BootError> {
     check(text, limit)?;
     let bytes = [text.as_bytes(), &[0]].concat();
     memory
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn it_ends_with_a_nul_in_guest_memory() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         memory.write_slice(&[0xff; 16], GuestAddress(layout::CMDLINE_START)).expect("RAM");
         write(&memory, "quiet", 2047).expect("written");
         let mut back = [0; 7];

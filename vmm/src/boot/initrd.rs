@@ -7,8 +7,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use devices::DeviceMemory;
 use memtier::units::{Bytes as Size, PAGE_SIZE};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::layout::RamRange;
 
@@ -54,7 +55,7 @@ pub enum InitrdError {
 }
 
 /// Loads the file to the top of `free`.
-pub fn load(memory: &GuestMemoryMmap, path: &Path, free: Range<u64>) -> Result<RamRange, InitrdError> {
+pub fn load(memory: &DeviceMemory, path: &Path, free: Range<u64>) -> Result<RamRange, InitrdError> {
     let path = path.to_path_buf();
     let (mut file, len) = match open(&path) {
         Ok(opened) => opened,
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn its_bytes_arrive_and_its_errors_name_it() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory");
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("memory");
         let mut file = tempfile::NamedTempFile::new().expect("file");
         let empty = load(&memory, file.path(), 0..4 << 20).expect_err("empty");
         assert!(empty.to_string().ends_with("is empty"), "{empty}");

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use devices::DeviceMemory;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
 use memtier::units::Bytes as Size;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::elf::{self, ElfError};
 use crate::memory::layout;
@@ -141,7 +142,7 @@ impl Kernel {
 }
 
 /// Loads the file at `path`.
-pub fn load(memory: &GuestMemoryMmap, memory_size: u64, path: &Path) -> Result<Kernel, KernelError> {
+pub fn load(memory: &DeviceMemory, memory_size: u64, path: &Path) -> Result<Kernel, KernelError> {
     let mut file = open(path)?;
     let read_error = |source| KernelError::Read { path: path.to_path_buf(), source };
     if magic_at::<4>(&mut file, 0).map_err(read_error)? == Some(elf::MAGIC) {
@@ -174,12 +175,7 @@ fn magic_at<const N: usize>(file: &mut File, offset: u64) -> io::Result<Option<[
     }
 }
 
-fn load_bzimage(
-    memory: &GuestMemoryMmap,
-    memory_size: u64,
-    path: &Path,
-    file: &mut File,
-) -> Result<Kernel, KernelError> {
+fn load_bzimage(memory: &DeviceMemory, memory_size: u64, path: &Path, file: &mut File) -> Result<Kernel, KernelError> {
     let version = magic_at(file, 0x206).map_err(|source| KernelError::Read { path: path.to_path_buf(), source })?;
     let version = u16::from_le_bytes(version.unwrap_or_default());
     let xloadflags = magic_at(file, 0x236).map_err(|source| KernelError::Read { path: path.to_path_buf(), source })?;
@@ -203,7 +199,7 @@ fn load_bzimage(
     Ok(Kernel { image: Image::BzImage { header: Box::new(header), load }, end })
 }
 
-fn load_elf(memory: &GuestMemoryMmap, memory_size: u64, path: &Path, file: &mut File) -> Result<Kernel, KernelError> {
+fn load_elf(memory: &DeviceMemory, memory_size: u64, path: &Path, file: &mut File) -> Result<Kernel, KernelError> {
     let span = elf::span(file).map_err(|source| KernelError::Elf { path: path.to_path_buf(), source })?;
     check_fit(path, memory_size, span.start, span.end)?;
     let loaded =
@@ -232,8 +228,8 @@ mod tests {
 
     const MEMORY: u64 = 8 << 20;
 
-    fn try_load(bytes: &[u8]) -> (Result<Kernel, KernelError>, GuestMemoryMmap) {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 8 << 20)]).expect("memory");
+    fn try_load(bytes: &[u8]) -> (Result<Kernel, KernelError>, DeviceMemory) {
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 8 << 20)]).expect("memory");
         let mut file = tempfile::NamedTempFile::new().expect("file");
         file.write_all(bytes).expect("written");
         (load(&memory, MEMORY, file.path()), memory)
@@ -280,7 +276,7 @@ mod tests {
             let error = try_load(bytes).0.expect_err("not a kernel").to_string();
             assert!(error.ends_with("is not a kernel: neither a bzImage nor an ELF file"), "{error}");
         }
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         let directory = load(&memory, 1 << 20, Path::new("/")).expect_err("a directory").to_string();
         assert_eq!(directory, "/ is not a kernel: neither a bzImage nor an ELF file");
         let missing = load(&memory, 1 << 20, Path::new("/nonexistent/kernel")).expect_err("missing").to_string();

@@ -3,8 +3,9 @@
 //! Promises: a bzImage's own header is kept, only what a loader must fill in is filled in. Must never: set what the machine does not have
 //! (screen, disks of the BIOS, EFI).
 
+use devices::DeviceMemory;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::memory_map::memory_map;
 use super::{BootError, Handover};
@@ -29,7 +30,7 @@ pub fn header_for_elf() -> setup_header {
 }
 
 /// Writes the zero page.
-pub(super) fn write(memory: &GuestMemoryMmap, header: setup_header, handover: &Handover) -> Result<(), BootError> {
+pub(super) fn write(memory: &DeviceMemory, header: setup_header, handover: &Handover) -> Result<(), BootError> {
     let params = params(header, handover);
     memory
         .write_obj(params, GuestAddress(layout::ZERO_PAGE_START))

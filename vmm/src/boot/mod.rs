@@ -15,7 +15,8 @@ pub mod tables;
 
 use std::path::PathBuf;
 
-use vm_memory::{GuestMemoryError, GuestMemoryMmap};
+use devices::DeviceMemory;
+use vm_memory::GuestMemoryError;
 
 pub use cmdline::{CmdlineError, DEFAULT_CMDLINE};
 pub use initrd::InitrdError;
@@ -75,7 +76,7 @@ pub enum BootError {
 }
 
 /// Loads all of `source` into guest memory.
-pub fn load(memory: &GuestMemoryMmap, memory_size: u64, source: &BootSource) -> Result<Entry, BootError> {
+pub fn load(memory: &DeviceMemory, memory_size: u64, source: &BootSource) -> Result<Entry, BootError> {
     let kernel = kernel::load(memory, memory_size, &source.kernel)?;
     if source.entry == EntryMode::EveryVcpu {
         let Image::Elf { entry, .. } = kernel.image else {
@@ -88,7 +89,7 @@ pub fn load(memory: &GuestMemoryMmap, memory_size: u64, source: &BootSource) -> 
 }
 
 fn load_linux(
-    memory: &GuestMemoryMmap,
+    memory: &DeviceMemory,
     memory_size: u64,
     source: &BootSource,
     kernel: &Kernel,

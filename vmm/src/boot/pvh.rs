@@ -3,8 +3,9 @@
 //! Promises: start info, module list and memory map lie together in one page below 1 MiB. Must never: claim version 1 fields without filling
 //! them in (the memory map and the RSDP).
 
+use devices::DeviceMemory;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::memory_map::memory_map;
 use super::{BootError, Handover};
@@ -15,7 +16,7 @@ const MODULES_AT: u64 = layout::PVH_START + 0x80;
 const MAP_AT: u64 = layout::PVH_START + 0x100;
 
 /// Writes the start info and what it points to.
-pub(super) fn write(memory: &GuestMemoryMmap, handover: &Handover) -> Result<(), BootError> {
+pub(super) fn write(memory: &DeviceMemory, handover: &Handover) -> Result<(), BootError> {
     let map = memory_map(handover.memory_size);
     for (address, (range, kind)) in (MAP_AT..).step_by(size_of::<hvm_memmap_table_entry>()).zip(&map) {
         let entry = hvm_memmap_table_entry { addr: range.start, size: range.len, type_: *kind as u32, reserved: 0 };
@@ -40,7 +41,7 @@ pub(super) fn write(memory: &GuestMemoryMmap, handover: &Handover) -> Result<(),
     put(memory, start_info, layout::PVH_START)
 }
 
-fn put<T: ByteValued>(memory: &GuestMemoryMmap, value: T, address: u64) -> Result<(), BootError> {
+fn put<T: ByteValued>(memory: &DeviceMemory, value: T, address: u64) -> Result<(), BootError> {
     memory.write_obj(value, GuestAddress(address)).map_err(|source| BootError::Write { what: "PVH start info", source })
 }
 
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn start_info_leads_to_map_and_initrd() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         let initrd = Some(RamRange { start: 0x300_0000, len: 0x1234 });
         write(&memory, &Handover { memory_size: 5 << 30, initrd, cmdline_len: 5 }).expect("written");
         let info: hvm_start_info = memory.read_obj(GuestAddress(layout::PVH_START)).expect("RAM");

@@ -5,7 +5,8 @@
 //!
 //! Promises: whoever gets there resets the machine. Must never: lie in memory that the guest is told is free.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use devices::DeviceMemory;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use crate::memory::layout;
@@ -14,7 +15,7 @@ use crate::memory::layout;
 const CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 /// Puts it there.
-pub fn write(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+pub fn write(memory: &DeviceMemory) -> Result<(), BootError> {
     let written = memory.write_slice(&CODE, GuestAddress(layout::RESET_VECTOR));
     written.map_err(|source| BootError::Write { what: "reset vector", source })
 }

@@ -3,8 +3,9 @@
 //! Promises: segments are flat and have the selectors that Linux's boot protocol wants; the first 4 GiB are mapped one to one with 2 MiB
 //! pages, for the supervisor, writable. Must never: map more; what lies above is the kernel's to map.
 
+use devices::DeviceMemory;
 use kvm_bindings::kvm_segment;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::BootError;
 use crate::memory::layout;
@@ -72,12 +73,12 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 }
 
 /// [`write_to`] as a step of booting.
-pub(super) fn write(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+pub(super) fn write(memory: &DeviceMemory) -> Result<(), BootError> {
     write_to(memory).map_err(|source| BootError::Write { what: "boot tables", source })
 }
 
 /// Writes descriptor table, interrupt table and page tables for 64-bit mode.
-pub fn write_to(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub fn write_to(memory: &DeviceMemory) -> Result<(), GuestMemoryError> {
     for (address, entry) in (layout::GDT_START..).step_by(8).zip(gdt(&segments(true))) {
         put(memory, entry, address)?;
     }
@@ -95,7 +96,7 @@ pub fn write_to(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     Ok(())
 }
 
-fn put(memory: &GuestMemoryMmap, value: u64, address: u64) -> Result<(), GuestMemoryError> {
+fn put(memory: &DeviceMemory, value: u64, address: u64) -> Result<(), GuestMemoryError> {
     memory.write_obj(value, GuestAddress(address))
 }
 
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn page_tables_map_the_first_four_gib_one_to_one() {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         write(&memory).expect("written");
         let walk = |address: u64| {
             let mut table = layout::PAGE_TABLES_START;

@@ -1,8 +1,10 @@
-//! KVM as this machine uses it: opening it, checking it, one virtual machine with interrupt controllers and memory slots.
+//! KVM as this machine uses it: opening it, checking it, one virtual machine with interrupt controllers and memory slots, and the log of
+//! pages written.
 //!
 //! Promises: what is missing on a host is named. Must never: know devices or the boot protocol.
 
 pub mod capability;
+pub mod dirty;
 mod mce;
 mod vm;
 
@@ -49,6 +51,14 @@ pub enum KvmError {
         cpus: u8,
         /// What there is.
         limit: usize,
+    },
+    /// Larger dirty rings than KVM has.
+    #[error("a dirty ring of {entries} entries asked for, this host's KVM has at most {limit}")]
+    DirtyRing {
+        /// What was asked for.
+        entries: u32,
+        /// What there is.
+        limit: u64,
     },
     /// A call failed.
     #[error("KVM call {call} failed")]

@@ -3,13 +3,15 @@
 //! Promises: an interrupt line leads to the I/O APIC only. Must never: outlive the guest memory whose addresses its slots hold; whoever owns
 //! both drops this first.
 
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_LOG_DIRTY_PAGES, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::KvmError;
@@ -47,19 +49,33 @@ impl Vm {
     }
 
     fn add_memory(&self) -> Result<(), KvmError> {
-        for (slot, (range, start)) in (0..).zip(self.ram.slots()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: range.start,
-                memory_size: range.len,
-                userspace_addr: start.0,
-            };
-            // SAFETY: the address and length are one region of `self.ram`, which stays mapped until after `self.fd` is closed and every vCPU
-            // made from it is gone: each vCPU holds this `Vm`.
-            unsafe { self.fd.set_user_memory_region(region) }.map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
-        }
-        Ok(())
+        let slots = self.ram.slots().count();
+        (0..slots).try_for_each(|slot| self.set_slot(slot, 0)).map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// Whether KVM shall log what is written to slot number `slot`. Setting what is set already changes nothing.
+    pub fn log_writes(&self, slot: usize, log: bool) -> io::Result<()> {
+        Ok(self.set_slot(slot, if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })?)
+    }
+
+    fn set_slot(&self, slot: usize, flags: u32) -> Result<(), errno::Error> {
+        let no_slot = errno::Error::new(libc::EINVAL);
+        let (range, start) = self.ram.slots().nth(slot).ok_or(no_slot)?;
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(slot).map_err(|_| no_slot)?,
+            flags,
+            guest_phys_addr: range.start,
+            memory_size: range.len,
+            userspace_addr: start.0,
+        };
+        // SAFETY: the address and length are one region of `self.ram`, which stays mapped until after `self.fd` is closed and every vCPU made
+        // from it is gone: each vCPU holds this `Vm`. A slot is always set to the same region.
+        unsafe { self.fd.set_user_memory_region(region) }
+    }
+
+    /// For calls that the rest of this module's house makes.
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
     }
 
     /// The memory in the slots.

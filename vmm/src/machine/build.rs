@@ -11,6 +11,7 @@ use super::{Control, Inner, Lifecycle, Machine, MachineError};
 use crate::acpi::{self, Hardware};
 use crate::boot;
 use crate::config::{EntryMode, MachineConfig, TieringConfig};
+use crate::kvm::dirty::Prepared;
 use crate::kvm::{self, Vm, capability};
 use crate::memory::GuestRam;
 use crate::vcpu::gate::Gate;
@@ -28,11 +29,11 @@ pub fn build(config: MachineConfig, extra: Vec<ExtraPio>) -> Result<Machine, Mac
     let blueprint = Blueprint::new(&kvm, config.cpus)?;
 
     // First made, last dropped, here and in the machine: whatever else there is points into it.
-    let ram = Arc::new(GuestRam::new(config.memory)?);
+    let ram = Arc::new(GuestRam::new(config.memory, config.huge_pages)?);
     let memory = ram.handle();
     // The tiers before anything touches guest memory: they must see every page's first touch.
-    let tiers = config.tiering.as_ref().map(|tiering| Tiers::new(&ram, config.cpus, tiering)).transpose()?;
-    let memtier = tiers.as_ref().map(|tiers| Arc::clone(&tiers.0));
+    let tiers = config.tiering.as_ref().map(|tiering| Tiers::new(&ram, &config, tiering)).transpose()?;
+    let memtier = tiers.as_ref().map(|tiers| Arc::clone(&tiers.memtier));
 
     let entry = boot::load(memory, config.memory, &config.boot)?;
     if config.boot.entry == EntryMode::Linux {
@@ -40,7 +41,8 @@ pub fn build(config: MachineConfig, extra: Vec<ExtraPio>) -> Result<Machine, Mac
         acpi::write(memory, hardware)?;
     }
 
-    let vm = Vm::new(&kvm, Arc::clone(&ram))?;
+    let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram))?);
+    let dirty_log = config.tiering.as_ref().map(|tiering| Prepared::new(&kvm, &vm, tiering.dirty_log)).transpose()?;
     let power = PowerSignal::new().map_err(system("an event file descriptor"))?;
     let gate = Arc::new(Gate::new());
     let pinner = pin::pinner(memtier.as_ref());
@@ -49,10 +51,18 @@ pub fn build(config: MachineConfig, extra: Vec<ExtraPio>) -> Result<Machine, Mac
     let vcpus = (0..config.cpus)
         .map(|index| blueprint.create(&vm, index, entry, config.memory))
         .collect::<Result<Vec<_>, _>>()?;
+    let leave_guest = {
+        let gate = Arc::clone(&gate);
+        Box::new(move || gate.visit())
+    };
+    let dirty_log = dirty_log.flatten().map(|prepared| prepared.connect(&vcpus, leave_guest)).transpose()?;
+    if let (Some(memtier), Some(dirty_log)) = (&memtier, &dirty_log) {
+        memtier.connect_dirty_log(dirty_log.handle())?;
+    }
 
     let lifecycle = Lifecycle::new().map_err(system("an event file descriptor"))?;
     let machine_checks = blueprint.machine_checks();
-    let shared = Arc::new(Shared { gate, ports, mmio, power, vm, memtier, machine_checks });
+    let shared = Arc::new(Shared { gate, ports, mmio, power, vm, memtier, dirty_log, machine_checks });
     if let Some(tiers) = tiers {
         tiers.keep();
     }
@@ -61,31 +71,36 @@ pub fn build(config: MachineConfig, extra: Vec<ExtraPio>) -> Result<Machine, Mac
 }
 
 /// Tiers that are shut down again if building fails after them.
-struct Tiers(Arc<Memtier>);
+struct Tiers {
+    memtier: Arc<Memtier>,
+    kept: bool,
+}
 
 impl Tiers {
-    fn new(ram: &GuestRam, cpus: u8, tiering: &TieringConfig) -> Result<Self, MachineError> {
+    fn new(ram: &GuestRam, machine: &MachineConfig, tiering: &TieringConfig) -> Result<Self, MachineError> {
         let config = MemtierConfig {
             regions: ram.region_specs()?,
-            vcpus: u16::from(cpus),
+            vcpus: u16::from(machine.cpus),
             tracker: tiering.tracker,
-            huge_pages: tiering.huge_pages,
+            huge_pages: machine.huge_pages,
         };
-        let tiers = Self(Memtier::new(config)?);
+        let tiers = Self { memtier: Memtier::new(config)?, kept: false };
         for area in &tiering.areas {
-            tiers.0.swapon(area)?;
+            tiers.memtier.swapon(area)?;
         }
         Ok(tiers)
     }
 
     /// The machine shuts them down from now on.
-    fn keep(self) {
-        std::mem::forget(self);
+    fn keep(mut self) {
+        self.kept = true;
     }
 }
 
 impl Drop for Tiers {
     fn drop(&mut self) {
-        self.0.shutdown();
+        if !self.kept {
+            self.memtier.shutdown();
+        }
     }
 }

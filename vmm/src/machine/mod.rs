@@ -25,16 +25,17 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use devices::DeviceMemory;
 use devices::i8042::KeyboardError;
 use kvm_ioctls::VcpuFd;
-use memtier::{ControlError, Memtier};
-use vm_memory::GuestMemoryMmap;
+use memtier::{ControlError, DirtyLog, Memtier};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::AcpiError;
 use crate::boot::BootError;
 use crate::config::{ConfigError, MachineConfig};
 use crate::kvm::KvmError;
+use crate::kvm::dirty::KvmDirtyLog;
 use crate::memory::{GuestRam, MemoryError};
 use crate::vcpu::run::Shared;
 use crate::wiring::console::ConsoleError;
@@ -211,9 +212,19 @@ impl Machine {
         self.inner.shared.memtier.as_ref()
     }
 
+    /// The log of guest pages written that the tiers ask; for others who want to know. It is shared: who starts or clears it does so for all.
+    pub fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        self.inner.shared.dirty_log.as_ref().map(KvmDirtyLog::handle)
+    }
+
+    /// How often a vCPU had to stop because its dirty ring was full; 0 where there are no rings.
+    pub fn dirty_ring_stops(&self) -> u64 {
+        self.inner.shared.dirty_log.as_ref().and_then(KvmDirtyLog::rings).map_or(0, |rings| rings.times_full())
+    }
+
     /// Guest memory. While the guest exists, whatever is out comes back when it is read here; after its end only what was in memory then is
     /// what the guest left.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &DeviceMemory {
         self.ram.handle()
     }
 

@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use devices::DeviceWrites;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError, NewBitmap};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// Every mapping starts at a multiple of this: the size of a huge page.
@@ -26,21 +27,43 @@ pub enum MapError {
     Region(#[source] MmapRegionError),
 }
 
+/// When the host sets memory aside for a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Page by page, as they are touched.
+    Never,
+    /// All of it, before anything is touched: a pool of huge pages that does not suffice is an error of the mapping then, not a SIGBUS of whoever
+    /// touches the first page too many.
+    AtOnce,
+}
+
+impl Reserve {
+    const fn flags(self) -> libc::c_int {
+        match self {
+            Self::Never => libc::MAP_SHARED | libc::MAP_NORESERVE,
+            Self::AtOnce => libc::MAP_SHARED,
+        }
+    }
+}
+
 /// Owns a mapping whose region `vm-memory` does not own, because that library cannot choose the address.
 #[derive(Debug)]
 pub struct Mapping {
-    region: Option<Arc<MmapRegion>>,
+    region: Option<Arc<MmapRegion<DeviceWrites>>>,
 }
 
 impl Mapping {
     /// Maps `len` bytes of `file` from its start.
-    pub fn new(file: File, len: usize) -> Result<Self, MapError> {
-        let start = map_aligned(&file, len).map_err(MapError::Mmap)?;
+    pub fn new(file: File, len: usize, reserve: Reserve) -> Result<Self, MapError> {
+        let flags = reserve.flags();
+        let start = map_aligned(&file, len, flags).map_err(MapError::Mmap)?;
         // SAFETY: `start` and `len` are the mapping made a line above; it is unmapped only in `drop`, when nobody else holds the region.
-        let builder = unsafe { MmapRegionBuilder::<()>::new(len).with_raw_mmap_pointer(start) };
+        let builder = unsafe {
+            MmapRegionBuilder::new_with_bitmap(len, DeviceWrites::with_len(len)).with_raw_mmap_pointer(start)
+        };
         let built = builder
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_mmap_flags(flags)
             .with_file_offset(FileOffset::new(file, 0))
             .build();
         match built {
@@ -53,7 +76,7 @@ impl Mapping {
     }
 
     /// The region as guest memory from `start` on; `None` if it would end beyond the address space.
-    pub fn guest_region(&self, start: u64) -> Option<GuestRegionMmap> {
+    pub fn guest_region(&self, start: u64) -> Option<GuestRegionMmap<DeviceWrites>> {
         GuestRegionMmap::with_arc(Arc::clone(self.region()), GuestAddress(start))
     }
 
@@ -62,7 +85,12 @@ impl Mapping {
         self.region().as_ptr() as u64
     }
 
-    fn region(&self) -> &Arc<MmapRegion> {
+    /// The record of what this process writes to it.
+    pub fn device_writes(&self) -> &DeviceWrites {
+        self.region().bitmap()
+    }
+
+    fn region(&self) -> &Arc<MmapRegion<DeviceWrites>> {
         self.region.as_ref().expect("taken only in drop")
     }
 }
@@ -79,18 +107,18 @@ impl Drop for Mapping {
     }
 }
 
-fn map_aligned(file: &File, len: usize) -> io::Result<*mut u8> {
+fn map_aligned(file: &File, len: usize, mut flags: libc::c_int) -> io::Result<*mut u8> {
     let reserved = len.checked_add(ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh reservation at an address of the kernel's choice.
-    let reservation = unsafe { libc::mmap(ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0) };
+    let reservation = unsafe { libc::mmap(ptr::null_mut(), reserved, libc::PROT_NONE, nothing, -1, 0) };
     if reservation == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let reservation = reservation.cast::<u8>();
     let head = reservation.align_offset(ALIGNMENT);
     let start = reservation.wrapping_add(head);
-    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    flags |= libc::MAP_FIXED;
     // SAFETY: `start..start + len` lies within the reservation that this function just made and nobody else knows.
     let mapped =
         unsafe { libc::mmap(start.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0) };
@@ -124,7 +152,8 @@ fn unmap(start: *mut u8, len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryMmap};
+    use devices::DeviceMemory;
+    use vm_memory::Bytes;
 
     fn is_mapped(address: u64) -> bool {
         let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
@@ -134,7 +163,7 @@ mod tests {
     fn mapping(len: usize) -> Mapping {
         let file = tempfile::tempfile().expect("file");
         file.set_len(len as u64).expect("size");
-        Mapping::new(file, len).expect("mapped")
+        Mapping::new(file, len, Reserve::Never).expect("mapped")
     }
 
     #[test]
@@ -151,7 +180,7 @@ mod tests {
     fn a_mapping_outlives_its_owner_while_a_handle_is_kept() {
         let mapping = mapping(1 << 20);
         let region = mapping.guest_region(0).expect("fits");
-        let memory = GuestMemoryMmap::<()>::from_regions(vec![region]).expect("one region");
+        let memory = DeviceMemory::from_regions(vec![region]).expect("one region");
         drop(mapping);
         memory.write_obj(7u64, GuestAddress(0x1000)).expect("still there");
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000)).expect("still there"), 7);

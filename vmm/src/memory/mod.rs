@@ -1,9 +1,10 @@
 //! Guest memory: where it is in the guest, what backs it, how it is mapped here.
 //!
-//! Promises: one memfd per region, mapped shared at a 2 MiB boundary, and mapped for as long as anything of this process may use it. Must
+//! Promises: one memfd per region, of 4 KiB pages or of the host's huge pages, mapped shared at a 2 MiB boundary, and mapped for as long as anything of this process may use it. Must
 //! never: hand out Rust references into guest memory; it is volatile.
 
 mod guest;
+mod hugetlb;
 pub mod layout;
 mod mapping;
 

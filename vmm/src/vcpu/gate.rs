@@ -5,13 +5,16 @@
 //!                 └────────────stop──────────┴──▶ left (Stop, for good)
 //! ```
 //!
-//! Promises: [`Gate::pause`] returns only when every thread that has entered is held or has left; after [`Gate::stop`] every thread leaves. A
-//! thread that was told to come out does, wherever it was when it was told. Must never: be locked while the guest runs.
+//! A visit is lighter than a pause: every thread comes out of the guest once and goes back without being held.
+//!
+//! Promises: [`Gate::pause`] returns only when every thread that has entered is held or has left; after [`Gate::stop`] every thread leaves;
+//! [`Gate::visit`] returns when every thread was outside the guest once. A thread that was told to come out does, wherever it was when it was
+//! told. Must never: be locked while the guest runs.
 //!
 //! Locks: one, held for a few instructions; nothing else is locked under it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::signals;
 
@@ -33,20 +36,48 @@ pub struct Gate {
     order: AtomicU8,
     threads: Mutex<Threads>,
     changed: Condvar,
+    /// How many wait in [`Gate::visit`].
+    visitors: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Threads {
-    /// Ids of those that have entered and not left.
-    ids: Vec<u32>,
+    /// Those that have entered and not left.
+    entered: Vec<Thread>,
     /// How many of them are held.
     held: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Thread {
+    id: u32,
+    steps: Arc<Steps>,
+}
+
+/// Steps of one thread over the guest's threshold: odd while it is inside. Written by that thread only.
+#[derive(Debug, Default)]
+struct Steps(AtomicU64);
+
+impl Steps {
+    /// SeqCst, here and in `now`: with the number of visitors. Either a visitor sees that the thread came out, or the thread sees the visitor.
+    fn step(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Gate {
     /// A gate that holds everyone.
     pub fn new() -> Self {
-        Self { order: AtomicU8::new(Order::Pause as u8), threads: Mutex::default(), changed: Condvar::new() }
+        Self {
+            order: AtomicU8::new(Order::Pause as u8),
+            threads: Mutex::default(),
+            changed: Condvar::new(),
+            visitors: AtomicU32::new(0),
+        }
     }
 
     /// The order in force. Asked by a vCPU thread after it cleared its exit request and before it enters the guest.
@@ -61,9 +92,9 @@ impl Gate {
 
     /// Makes the calling thread one that the gate knows, until the result drops.
     pub fn enter(&self) -> Entered<'_> {
-        let id = signals::thread_id();
-        self.lock().ids.push(id);
-        Entered { gate: self, id }
+        let thread = Thread { id: signals::thread_id(), steps: Arc::default() };
+        self.lock().entered.push(thread.clone());
+        Entered { gate: self, thread }
     }
 
     /// Waits until `count` threads have entered and are held. False if a stop came first.
@@ -82,9 +113,29 @@ impl Gate {
         // Only one signal each: a thread outside the guest asks for the order before it enters, one that is inside comes out, and one in
         // between finds its exit request set when it enters (see `signals`).
         guard.kick();
-        while guard.held < guard.ids.len() && self.order() == Order::Pause {
+        while guard.held < guard.entered.len() && self.order() == Order::Pause {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until every thread that is in the guest has come out once, and asks it to. What the processor buffers while a guest runs is with
+    /// KVM then. Threads that are outside anyway are left alone; none is held.
+    ///
+    /// A thread that waits in the guest for a page comes out when the page is there: not to be called by whoever brings pages.
+    pub fn visit(&self) {
+        let guard = self.lock();
+        self.visitors.fetch_add(1, Ordering::SeqCst);
+        let inside: Vec<(Thread, u64)> = guard
+            .entered
+            .iter()
+            .map(|thread| (thread.clone(), thread.steps.now()))
+            .filter(|(_, steps)| steps % 2 == 1)
+            .collect();
+        // As in `pause`, one signal each is enough.
+        inside.iter().for_each(|(thread, _)| signals::kick(thread.id));
+        let waiting = |_: &mut Threads| inside.iter().any(|(thread, before)| thread.steps.now() == *before);
+        let _guard = self.changed.wait_while(guard, waiting).unwrap_or_else(PoisonError::into_inner);
+        self.visitors.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Lets all threads go.
@@ -121,8 +172,8 @@ impl Gate {
 
 impl Threads {
     fn kick(&self) {
-        for id in &self.ids {
-            signals::kick(*id);
+        for thread in &self.entered {
+            signals::kick(thread.id);
         }
     }
 }
@@ -131,10 +182,16 @@ impl Threads {
 #[derive(Debug)]
 pub struct Entered<'a> {
     gate: &'a Gate,
-    id: u32,
+    thread: Thread,
 }
 
 impl Entered<'_> {
+    /// Runs the guest by `trip`, so that visitors know where the thread is.
+    pub fn in_guest<T>(&self, trip: impl FnOnce() -> T) -> T {
+        let _inside = Inside::new(self);
+        trip()
+    }
+
     /// Holds the calling thread until the order is another one than to pause.
     pub fn hold(&self) {
         let mut guard = self.gate.lock();
@@ -150,15 +207,38 @@ impl Entered<'_> {
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let mut guard = self.gate.lock();
-        guard.ids.retain(|id| *id != self.id);
+        guard.entered.retain(|thread| thread.id != self.thread.id);
         self.gate.changed.notify_all();
+    }
+}
+
+/// A thread between going into the guest and having come out, however it does.
+struct Inside<'a>(&'a Entered<'a>);
+
+impl<'a> Inside<'a> {
+    fn new(entered: &'a Entered<'a>) -> Self {
+        entered.thread.steps.step();
+        Self(entered)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.thread.steps.step();
+        let gate = self.0.gate;
+        // SeqCst: see `Steps::step`.
+        if gate.visitors.load(Ordering::SeqCst) != 0 {
+            // Under the lock, so that a visitor that looked before this step and waits after it does not miss it.
+            let _guard = gate.lock();
+            gate.changed.notify_all();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     /// Threads that count while they may.
@@ -202,6 +282,52 @@ mod tests {
                 assert_eq!(read(counters), before);
             }
         });
+    }
+
+    #[test]
+    fn a_visit_waits_for_a_thread_inside_and_not_for_one_outside() {
+        signals::install().expect("handlers");
+        let gate = Gate::new();
+        let entered = gate.enter();
+        gate.visit();
+        let (visited, came_out) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            entered.in_guest(|| {
+                scope.spawn(|| {
+                    gate.visit();
+                    assert!(came_out.load(Ordering::SeqCst), "the visit ended while the thread was inside");
+                    visited.store(true, Ordering::SeqCst);
+                });
+                while gate.visitors.load(Ordering::SeqCst) == 0 {
+                    thread::yield_now();
+                }
+                came_out.store(true, Ordering::SeqCst);
+            });
+        });
+        assert!(visited.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn visits_by_many_end_while_threads_come_and_go() {
+        signals::install().expect("handlers");
+        let gate = Gate::new();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let entered = gate.enter();
+                        (0..100).for_each(|_| entered.in_guest(thread::yield_now));
+                    }
+                });
+            }
+            let visitors: Vec<_> = (0..2).map(|_| scope.spawn(|| (0..1000).for_each(|_| gate.visit()))).collect();
+            for visitor in visitors {
+                visitor.join().expect("no panic");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(gate.visitors.load(Ordering::Relaxed), 0);
     }
 
     #[test]

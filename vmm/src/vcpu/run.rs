@@ -6,14 +6,16 @@
 use std::sync::Arc;
 
 use devices::{Bus, PowerRequest, PowerSignal};
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use memtier::Memtier;
 use memtier::units::Gfn;
 use vmm_sys_util::errno;
 
 use super::exit;
-use super::gate::{Gate, Order};
+use super::gate::{Entered, Gate, Order};
 use super::signals::{self, VcpuSignals};
+use crate::kvm::dirty::KvmDirtyLog;
 use crate::kvm::{MachineCheck, MachineCheckSupport, Restart, Vm};
 use crate::machine::ExitReason;
 
@@ -28,9 +30,11 @@ pub struct Shared {
     /// How devices end the guest.
     pub power: PowerSignal,
     /// The machine that the vCPUs belong to.
-    pub vm: Vm,
+    pub vm: Arc<Vm>,
     /// The tiers, if there are any.
     pub memtier: Option<Arc<Memtier>>,
+    /// What is known of pages written, if anybody may ask.
+    pub dirty_log: Option<KvmDirtyLog>,
     /// How guests get machine checks.
     pub machine_checks: Option<MachineCheckSupport>,
 }
@@ -85,12 +89,12 @@ impl Vcpu {
             signals.clear_exit_request(&mut self.fd);
             match shared.gate.order() {
                 Order::Run => {
-                    if let Step::Ended(reason) = self.step(&signals) {
+                    if let Step::Ended(reason) = self.step(&signals, &entered) {
                         return Some(reason);
                     }
                 }
                 Order::Pause => {
-                    if let Some(reason) = self.settle(&signals) {
+                    if let Some(reason) = self.settle(&signals, &entered) {
                         return Some(reason);
                     }
                     entered.hold();
@@ -103,10 +107,10 @@ impl Vcpu {
     }
 
     /// Completes what the last exit left to be completed by the next entry, without running the guest. Answers why if the guest ends.
-    fn settle(&mut self, signals: &VcpuSignals) -> Option<ExitReason> {
+    fn settle(&mut self, signals: &VcpuSignals, entered: &Entered<'_>) -> Option<ExitReason> {
         loop {
             signals.request_exit(&mut self.fd);
-            match self.step(signals) {
+            match self.step(signals, entered) {
                 Step::Continue => {}
                 Step::Interrupted => return None,
                 Step::Ended(reason) => return Some(reason),
@@ -115,8 +119,8 @@ impl Vcpu {
     }
 
     /// One trip into the guest.
-    fn step(&mut self, signals: &VcpuSignals) -> Step {
-        let handled = match signals.run(&mut self.fd) {
+    fn step(&mut self, signals: &VcpuSignals, entered: &Entered<'_>) -> Step {
+        let handled = match entered.in_guest(|| signals.run(&mut self.fd)) {
             Ok(exit) => handle(exit, &self.shared),
             Err(error) => self.handle_error(error, signals),
         };
@@ -241,9 +245,21 @@ fn handle(exit: VcpuExit<'_>, shared: &Shared) -> Handled {
             Handled::Failed(format!("the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"))
         }
         VcpuExit::MemoryFault { gpa, .. } => Handled::Failed(format!("KVM cannot map guest memory at {gpa:#x}")),
+        VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => make_room(shared),
         // With the interrupt controllers in the kernel, so is waiting for an interrupt.
         VcpuExit::Hlt => Handled::Failed("KVM left a halted vCPU to us".into()),
         other => Handled::Failed(format!("unexpected exit {other:?}")),
+    }
+}
+
+/// KVM does not let the vCPU go on before there is room in its dirty ring.
+fn make_room(shared: &Shared) -> Handled {
+    let Some(rings) = shared.dirty_log.as_ref().and_then(KvmDirtyLog::rings) else {
+        return Handled::Failed("KVM reported a full dirty ring, and there is none".into());
+    };
+    match rings.make_room() {
+        Ok(()) => Handled::Step(Step::Continue),
+        Err(error) => Handled::Failed(format!("its full dirty ring could not be reset: {error}")),
     }
 }
 

@@ -49,6 +49,7 @@ pub fn image(code: &[u8]) -> NamedTempFile {
 /// A machine for the payload in `kernel`.
 pub fn config(kernel: &NamedTempFile, cpus: u8) -> MachineConfig {
     MachineConfig {
+        huge_pages: memtier::status::HugePages::Off,
         id: "test".into(),
         cpus,
         memory: 16 << 20,

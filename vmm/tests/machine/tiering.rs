@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::common::{Listener, MOV_DX_PORT, OUT_EAX, config, image};
-use memtier::status::{AreaSpec, GuestRange, HugePages, TrackerChoice};
+use memtier::status::{AreaSpec, GuestRange, TrackerChoice};
+use vmm::config::DirtyLogMode;
 use vmm::{ExitReason, Machine, TieringConfig};
 
 /// The pages that payloads work on.
@@ -18,7 +19,7 @@ fn with_tiers(code: &[u8], cpus: u8, swap: &Path) -> (Arc<Machine>, Arc<Listener
     let mut config = config(&kernel, cpus);
     let area = AreaSpec { path: swap.to_path_buf(), size: Some(4 << 20), priority: None };
     config.tiering =
-        Some(TieringConfig { tracker: TrackerChoice::Unmap, huge_pages: HugePages::Off, areas: vec![area] });
+        Some(TieringConfig { tracker: TrackerChoice::Unmap, dirty_log: DirtyLogMode::default(), areas: vec![area] });
     let machine = Machine::build_with(config, extra).expect("built");
     machine.start().expect("started");
     (machine, listener)
@@ -103,7 +104,7 @@ fn a_swap_file_that_cannot_be_used_is_named() {
     let mut config = config(&kernel, 1);
     let area = AreaSpec { path: "/".into(), size: None, priority: None };
     config.tiering =
-        Some(TieringConfig { tracker: TrackerChoice::Unmap, huge_pages: HugePages::Off, areas: vec![area] });
+        Some(TieringConfig { tracker: TrackerChoice::Unmap, dirty_log: DirtyLogMode::default(), areas: vec![area] });
     let error = Machine::build(config).map(drop).expect_err("a directory").to_string();
     assert!(error.contains('/'), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use memtier::status::GuestRange;
+use memtier::status::{GuestRange, TrackerChoice};
 
 use crate::cli::chained;
 use crate::config::size::{SizeError, parse_size};
@@ -46,6 +46,14 @@ pub enum CtlCommand {
     SwapEnable(SwapEnableArgs),
     /// Sizes by state
     Report,
+    /// Which part of memory was used when, drawn in the terminal or into a file
+    Heat(HeatArgs),
+    /// How much memory has been idle for how long
+    Curve,
+    /// How much memory the guest uses, and how sure that is
+    Ws(WsArgs),
+    /// How accesses are seen; with a name, change it
+    Tracker(TrackerArgs),
 }
 
 /// Flags of `ebb ctl scan`.
@@ -60,6 +68,9 @@ pub struct ScanArgs {
     /// How long each scan watches: 500ms, 2s, 1m; a number alone is milliseconds
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
     pub sleep: u64,
+    /// Look at hot pages every 2^N scans at least, 0 to 8; 0 is every scan. Without it, 4
+    #[arg(long, value_name = "N")]
+    pub backoff: Option<u32>,
     /// Wait for the end, with progress on standard error, and show what was seen
     #[arg(long)]
     pub wait: bool,
@@ -136,6 +147,77 @@ pub struct SwapEnableArgs {
     /// true, 1, false or 0; without it the present state is shown
     #[arg(value_name = "true|false")]
     pub state: Option<String>,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// When standard output is a terminal with colours, and NO_COLOR is not set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never: plain characters
+    Never,
+}
+
+/// Flags of `ebb ctl heat`.
+#[derive(Args, Debug)]
+pub struct HeatArgs {
+    /// Write an SVG picture
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write a PNG picture
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// Width: characters in the terminal (its own when not given), 600 to 8000 pixels in a file (1000 when not given)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(20..=8000))]
+    pub width: Option<u32>,
+    /// Colours in the terminal
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub color: Colour,
+}
+
+/// Flags of `ebb ctl ws`.
+#[derive(Args, Debug)]
+pub struct WsArgs {
+    /// How many of the last scans to take, 1 to 64; 8 when not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub scans: Option<u32>,
+}
+
+/// Flags of `ebb ctl tracker`.
+#[derive(Args, Debug)]
+pub struct TrackerArgs {
+    /// The tracker to go on with; without it the present one is shown
+    #[arg(value_enum, value_name = "NAME")]
+    pub tracker: Option<TrackerName>,
+}
+
+/// A tracker as people name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum TrackerName {
+    /// The best one this host has
+    Auto,
+    /// Drops page tables; a page mapped again was accessed
+    Unmap,
+    /// The host kernel's idle page bitmap
+    PageIdle,
+    /// KVM's dirty log: writes only
+    DirtyLog,
+}
+
+impl TrackerName {
+    /// As the API has it.
+    pub fn choice(self) -> TrackerChoice {
+        match self {
+            Self::Auto => TrackerChoice::Auto,
+            Self::Unmap => TrackerChoice::Unmap,
+            Self::PageIdle => TrackerChoice::PageIdle,
+            Self::DirtyLog => TrackerChoice::DirtyLog,
+        }
+    }
 }
 
 /// Reads a time into milliseconds.

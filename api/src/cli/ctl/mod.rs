@@ -4,7 +4,9 @@
 //! part of an answer that a person would want to know.
 
 mod args;
+mod heat;
 mod idle;
+mod insight;
 mod scan;
 mod show;
 
@@ -52,6 +54,18 @@ pub enum CtlError {
         #[source]
         source: std::io::Error,
     },
+    /// A file that can't be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is nothing to draw yet.
+    #[error("no scan has finished yet, so there is no heat to draw: see ebb ctl scan")]
+    NoHeat,
     /// A series of scans ended early.
     #[error("scan {id} {how}")]
     Scan {
@@ -78,6 +92,10 @@ pub fn ctl(args: CtlArgs) -> Result<(), CliError> {
         CtlCommand::Swapoff(args) => session.swapoff(args.id),
         CtlCommand::SwapEnable(args) => session.swap_enable(args.state.as_deref()),
         CtlCommand::Report => session.report(),
+        CtlCommand::Heat(args) => heat::heat(&session, &args),
+        CtlCommand::Curve => insight::curve(&session),
+        CtlCommand::Ws(args) => insight::working_set(&session, &args),
+        CtlCommand::Tracker(args) => insight::tracker(&session, &args),
     }
 }
 

@@ -21,7 +21,7 @@ struct Started {
 }
 
 pub(super) fn scan(session: &Session, args: &ScanArgs) -> Result<(), CliError> {
-    let plan = ScanPlan { loops: args.loops, interval_ms: args.interval, sleep_ms: args.sleep };
+    let plan = ScanPlan { loops: args.loops, interval_ms: args.interval, sleep_ms: args.sleep, backoff: args.backoff };
     let target = "/memtier/scans";
     let bytes = session.send(Method::POST, target, body(&plan)?)?;
     let Started { id } = parse(target, &bytes)?;

@@ -26,7 +26,7 @@ pub struct Area {
 }
 
 /// `part` of `whole` in percent; nothing of nothing is nothing.
-fn percent(part: u64, whole: u64) -> String {
+pub(super) fn percent(part: u64, whole: u64) -> String {
     let share = u128::from(part) * 1000 / u128::from(whole.max(1));
     format!("{}.{}%", share / 10, share % 10)
 }

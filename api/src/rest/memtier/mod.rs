@@ -2,12 +2,18 @@
 //!
 //! Promises: numbers from a client are checked for overflow here, for meaning in the tiers. Must never: keep state of its own.
 
+mod ages;
 mod areas;
 mod evict;
+mod form;
+mod heat;
 mod idle;
+mod idle_pages;
+mod insight;
 mod locks;
 mod overview;
 mod scans;
+mod tracker;
 
 use std::sync::Arc;
 
@@ -27,6 +33,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<ApiState>> {
         .merge(evict::routes())
         .merge(areas::routes())
         .merge(locks::routes())
+        .merge(insight::routes())
+        .merge(heat::routes())
+        .merge(ages::routes())
+        .merge(idle_pages::routes())
+        .merge(tracker::routes())
 }
 
 /// Guest physical ranges.

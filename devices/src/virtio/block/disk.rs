@@ -9,8 +9,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use vm_memory::GuestMemoryMmap;
-
+use crate::DeviceMemory;
 use crate::virtio::block::iovec::GuestIovec;
 use crate::virtio::block::request::{SECTOR_SIZE, SectorRange};
 use crate::virtio::block::sys::{Zeroing, lock_file, zero_range};
@@ -120,12 +119,12 @@ impl Disk {
     }
 
     /// Reads from `sector` on until `into` is full. The caller checked the range and pinned the memory.
-    pub(super) fn read(&self, memory: &GuestMemoryMmap, sector: u64, into: &Buffers) -> io::Result<()> {
+    pub(super) fn read(&self, memory: &DeviceMemory, sector: u64, into: &Buffers) -> io::Result<()> {
         GuestIovec::new(memory, into)?.fill_from(&self.file, sector * SECTOR_SIZE)
     }
 
     /// Writes all of `from` from `sector` on. The caller checked the range and pinned the memory.
-    pub(super) fn write(&self, memory: &GuestMemoryMmap, sector: u64, from: &Buffers) -> io::Result<()> {
+    pub(super) fn write(&self, memory: &DeviceMemory, sector: u64, from: &Buffers) -> io::Result<()> {
         GuestIovec::new(memory, from)?.write_to(&self.file, sector * SECTOR_SIZE)
     }
 

@@ -8,8 +8,8 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
-use vm_memory::GuestMemoryMmap;
 
+use crate::DeviceMemory;
 use crate::pin::Pinner;
 use crate::virtio::block::disk::Disk;
 use crate::virtio::block::request::{Envelope, Limits, Request};
@@ -22,7 +22,7 @@ use crate::virtio::worker::RequestHandler;
 /// What the thread of a disk works with.
 pub struct BlockHandler {
     disk: Arc<Disk>,
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     pinner: Arc<dyn Pinner>,
     interrupt: Arc<Interrupt>,
     write_through: bool,

@@ -19,7 +19,7 @@ const SECTORS: usize = 64;
 
 struct Bench {
     file: tempfile::NamedTempFile,
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     handler: BlockHandler,
 }

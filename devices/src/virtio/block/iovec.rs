@@ -1,17 +1,19 @@
 //! A request's guest memory as the kernel's scatter list: disk bytes go between file and guest without a copy of ours.
 //!
-//! Promises: every address in the list stays mapped as long as the list lives, because it borrows the guest memory. Must never: make a
-//! reference to guest memory; only the kernel follows the addresses. The guest may change the bytes at any time, which harms only itself.
+//! Promises: every address in the list stays mapped as long as the list lives, because it borrows the guest memory; what the kernel wrote is
+//! marked as written, also when it failed halfway. Must never: make a reference to guest memory; only the kernel follows the addresses. The
+//! guest may change the bytes at any time, which harms only itself.
 
 use std::fs::File;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::bitmap::{Bitmap, RefSlice};
+use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use crate::virtio::block::sys::offset;
 use crate::virtio::buffers::{Buffers, as_usize};
+use crate::{DeviceMemory, DeviceWrites};
 
 /// Pieces that one system call takes at most (the kernel's UIO_MAXIOV).
 const CALL_LIMIT: usize = 1024;
@@ -21,7 +23,8 @@ pub struct GuestIovec<'memory> {
     parts: Vec<libc::iovec>,
     /// Parts before this one are done.
     next: usize,
-    memory: PhantomData<&'memory GuestMemoryMmap>,
+    /// The same pieces as guest memory knows them: they keep it borrowed, and know where its record of writes is.
+    slices: Vec<VolatileSlice<'memory, RefSlice<'memory, DeviceWrites>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -32,31 +35,38 @@ enum Direction {
 
 impl<'memory> GuestIovec<'memory> {
     /// The host addresses of `buffers`.
-    pub fn new(memory: &'memory GuestMemoryMmap, buffers: &Buffers) -> io::Result<Self> {
-        let mut parts = Vec::with_capacity(buffers.segments().len());
+    pub fn new(memory: &'memory DeviceMemory, buffers: &Buffers) -> io::Result<Self> {
+        let count = buffers.segments().len();
+        let (mut parts, mut slices) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for segment in buffers.segments() {
-            let slices = memory
+            let pieces = memory
                 .get_slices(GuestAddress(segment.gpa), as_usize(segment.len), Permissions::ReadWrite)
                 .map_err(io::Error::other)?;
-            for slice in slices {
-                let guard = slice.map_err(io::Error::other)?.ptr_guard_mut();
+            for piece in pieces {
+                let slice = piece.map_err(io::Error::other)?;
+                let guard = slice.ptr_guard_mut();
                 parts.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
+                slices.push(slice);
             }
         }
-        Ok(Self { parts, next: 0, memory: PhantomData })
+        Ok(Self { parts, next: 0, slices })
     }
 
     /// Fills all of it with the file's bytes from `at` on.
-    pub fn fill_from(self, file: &File, at: u64) -> io::Result<()> {
-        self.transfer(file, at, Direction::FromFile)
+    pub fn fill_from(mut self, file: &File, at: u64) -> io::Result<()> {
+        let filled = self.transfer(file, at, Direction::FromFile);
+        // Afterwards: a mark that came before its bytes could be cleared before them. All of it, since after an error nobody knows how far
+        // the kernel came.
+        self.slices.iter().for_each(|slice| slice.bitmap().mark_dirty(0, slice.len()));
+        filled
     }
 
     /// Writes all of it to the file from `at` on.
-    pub fn write_to(self, file: &File, at: u64) -> io::Result<()> {
+    pub fn write_to(mut self, file: &File, at: u64) -> io::Result<()> {
         self.transfer(file, at, Direction::ToFile)
     }
 
-    fn transfer(mut self, file: &File, mut at: u64, direction: Direction) -> io::Result<()> {
+    fn transfer(&mut self, file: &File, mut at: u64, direction: Direction) -> io::Result<()> {
         while self.next < self.parts.len() {
             match self.call(file, at, direction) {
                 // The file is shorter than it was.
@@ -77,7 +87,7 @@ impl<'memory> GuestIovec<'memory> {
         let count = libc::c_int::try_from(left.len().min(CALL_LIMIT)).map_err(io::Error::other)?;
         let (fd, at) = (file.as_raw_fd(), offset(at)?);
         // SAFETY: `left` holds at least `count` entries. Each one came from a volatile slice of guest memory that is mapped readable and
-        // writable for as long as `memory` is borrowed, and the kernel treats it as memory that others may change.
+        // writable for as long as `self.slices` borrow it, and the kernel treats it as memory that others may change.
         let done = unsafe {
             match direction {
                 Direction::FromFile => libc::preadv(fd, left.as_ptr(), count, at),
@@ -106,7 +116,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::FileExt;
 
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
     use crate::virtio::testing::{buffers, memory};
@@ -129,8 +139,7 @@ mod tests {
 
     #[test]
     fn a_piece_may_cross_from_one_region_of_memory_to_the_next() {
-        let memory =
-            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap();
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap();
         let file = tempfile::tempfile().unwrap();
         memory.write_slice(b"both sides", GuestAddress(0xffb)).unwrap();
         GuestIovec::new(&memory, &buffers(&memory, &[(0xffb, 10)])).unwrap().write_to(&file, 0).unwrap();
@@ -150,6 +159,28 @@ mod tests {
         let mut bytes = vec![0; 0x3000];
         file.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(bytes, text);
+    }
+
+    #[test]
+    fn what_the_kernel_fills_is_marked_as_written_and_what_it_reads_is_not() {
+        let memory = DeviceMemory::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)]).unwrap();
+        memory.iter().for_each(|region| std::ops::Deref::deref(region).bitmap().start());
+        let written = || -> Vec<u64> {
+            let dirty = |page: &u64| {
+                let (region, at) = memory.to_region_addr(GuestAddress(page << 12)).unwrap();
+                region.bitmap().dirty_at(usize::try_from(at.0).unwrap())
+            };
+            (0..8).filter(dirty).collect()
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 0x2000]).unwrap();
+        let pieces = buffers(&memory, &[(0x1fff, 2), (0x3800, 0x1000)]);
+        GuestIovec::new(&memory, &pieces).unwrap().write_to(&file, 0).unwrap();
+        assert!(written().is_empty());
+        GuestIovec::new(&memory, &pieces).unwrap().fill_from(&file, 0).unwrap();
+        assert_eq!(written(), [1, 2, 3, 4]);
+        GuestIovec::new(&memory, &buffers(&memory, &[(0x7000, 16)])).unwrap().fill_from(&file, 0x2000).unwrap_err();
+        assert_eq!(written(), [1, 2, 3, 4, 7], "after an error too");
     }
 
     #[test]

@@ -8,8 +8,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{GuestMemoryError, GuestMemoryMmap};
+use vm_memory::GuestMemoryError;
 
+use crate::DeviceMemory;
 use crate::virtio::block::disk::ID_LEN;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::chain::Chain;
@@ -173,7 +174,7 @@ impl Envelope {
     }
 
     /// Reads what the driver wants. The memory must be pinned.
-    pub fn read(&self, memory: &GuestMemoryMmap, limits: Limits) -> Result<Request, Refusal> {
+    pub fn read(&self, memory: &DeviceMemory, limits: Limits) -> Result<Request, Refusal> {
         let mut header = [0; HEADER];
         self.header.copy_to(memory, &mut header)?;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
@@ -222,7 +223,7 @@ impl Envelope {
     }
 
     /// The ranges of a discard or write-zeroes request: all of them are good, or none is done.
-    fn read_ranges(&self, memory: &GuestMemoryMmap, limits: Limits, kind: u32) -> Result<Request, Refusal> {
+    fn read_ranges(&self, memory: &DeviceMemory, limits: Limits, kind: u32) -> Result<Request, Refusal> {
         let discards = kind == VIRTIO_BLK_T_DISCARD;
         let (most, longest, allowed) = if discards {
             (DISCARD_RANGES, DISCARD_SECTORS, 0)

@@ -11,7 +11,7 @@ const HEADER_AT: u64 = 0x1000;
 const DATA_AT: u64 = 0x4000;
 
 struct Bench {
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     chain: Chain,
 }
 
@@ -26,13 +26,13 @@ fn request(kind: u32, sector: u64, sent: u32, writable: u32) -> Bench {
     Bench { memory, chain }
 }
 
-fn put_header(memory: &GuestMemoryMmap, kind: u32, sector: u64) {
+fn put_header(memory: &DeviceMemory, kind: u32, sector: u64) {
     memory.write_obj(kind, GuestAddress(HEADER_AT)).unwrap();
     memory.write_obj(0xdead_beefu32, GuestAddress(HEADER_AT + 4)).unwrap();
     memory.write_obj(sector, GuestAddress(HEADER_AT + 8)).unwrap();
 }
 
-fn put_ranges(memory: &GuestMemoryMmap, ranges: &[(u64, u32, u32)]) {
+fn put_ranges(memory: &DeviceMemory, ranges: &[(u64, u32, u32)]) {
     let mut at = DATA_AT;
     for (sector, count, flags) in ranges {
         memory.write_obj(*sector, GuestAddress(at)).unwrap();

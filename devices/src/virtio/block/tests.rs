@@ -3,9 +3,10 @@
 use std::fs;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::DeviceMemory;
 use crate::bus::BusDevice;
 use crate::virtio::testing::{Driver, Ledger, Piece, Rings, memory, peek};
 
@@ -14,7 +15,7 @@ const SECTORS: u64 = 2048;
 
 struct Bench {
     file: tempfile::NamedTempFile,
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     ledger: Ledger,
     rings: Rings,
     driver: Driver,

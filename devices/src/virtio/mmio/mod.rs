@@ -16,11 +16,11 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::queues::{QueueRegisters, replace_high, replace_low};
 use self::status::Transition;
+use crate::DeviceMemory;
 use crate::bus::BusDevice;
 use crate::event::{new_event, signal};
 use crate::pin::Pinner;
@@ -41,7 +41,7 @@ const TRANSPORT_FEATURES: u64 =
 /// A device with its registers.
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
-    memory: GuestMemoryMmap,
+    memory: DeviceMemory,
     pinner: Arc<dyn Pinner>,
     interrupt: Arc<Interrupt>,
     status: u32,
@@ -65,7 +65,7 @@ impl MmioTransport {
     /// Puts registers in front of `device`. `interrupt_event` is what KVM turns into the device's interrupt (edge-triggered).
     pub fn new(
         device: Box<dyn VirtioDevice>,
-        memory: GuestMemoryMmap,
+        memory: DeviceMemory,
         pinner: Arc<dyn Pinner>,
         interrupt_event: EventFd,
     ) -> io::Result<Self> {

@@ -2,8 +2,7 @@
 //!
 //! Promises: a queue is ready only with a layout that was checked, and its layout does not change while it is ready.
 
-use vm_memory::GuestMemoryMmap;
-
+use crate::DeviceMemory;
 use crate::virtio::queue::{QueueError, QueueLayout};
 
 /// What the driver wrote about a queue.
@@ -41,7 +40,7 @@ impl QueueRegisters {
     }
 
     /// Checks the layout; if it holds, the queue is ready.
-    pub fn make_ready(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+    pub fn make_ready(&mut self, memory: &DeviceMemory) -> Result<(), QueueError> {
         self.layout.check(memory, self.max)?;
         self.ready = true;
         Ok(())

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::cluster::CLUSTER_SLOTS;
+use super::super::cluster::{CLUSTER_SLOTS, cluster_slots};
 use super::*;
 
 const ONE: Shard = Shard(0);
@@ -51,6 +51,30 @@ fn a_current_cluster_that_empties_is_not_handed_to_another_shard() {
     free(&area, rest);
     assert_eq!(take(&area, ONE, 512), (512..1024).collect::<Vec<_>>());
     area.validate().unwrap();
+}
+
+#[test]
+fn whole_clusters_are_handed_out_until_none_is_wholly_free() {
+    // The header is in cluster 0, a bad slot in cluster 2, and the last one is short.
+    let area = SlotArea::new(5 * CLUSTER_SLOTS + 100, 1, &[SlotOffset(2 * CLUSTER_SLOTS + 7)]).unwrap();
+    assert_eq!(area.whole_clusters_if_on(), (3, 0));
+    let taken: Vec<_> = std::iter::from_fn(|| area.alloc_cluster()).collect();
+    assert_eq!(taken, [1, 3, 4].map(|cluster| SlotOffset(cluster * CLUSTER_SLOTS)));
+    assert_eq!((area.whole_clusters_if_on(), area.counts().used), ((0, 3), 3 * CLUSTER_SLOTS));
+    area.validate().unwrap();
+    let mut emptied = Vec::new();
+    area.free(&cluster_slots(taken[1]), |cluster| emptied.push(cluster.slots().start));
+    assert_eq!((emptied, area.whole_clusters_if_on()), (vec![u64::from(taken[1].0)], (1, 2)));
+    assert_eq!(area.alloc_cluster(), Some(taken[1]));
+    // One that goes bad in part is freed for the rest, and not handed out again.
+    area.mark_bad(&[SlotOffset(taken[0].0 + 9)]);
+    let rest: Vec<_> = cluster_slots(taken[0]).into_iter().filter(|slot| slot.0 != taken[0].0 + 9).collect();
+    area.free(&rest, |_| panic!("it is not wholly free"));
+    assert_eq!((area.alloc_cluster(), area.counts().bad), (None, 2));
+    area.validate().unwrap();
+    area.free(&cluster_slots(taken[2]), |_| ());
+    area.begin_off().unwrap();
+    assert_eq!((area.alloc_cluster(), area.whole_clusters_if_on()), (None, (0, 0)));
 }
 
 #[test]

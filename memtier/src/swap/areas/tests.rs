@@ -1,5 +1,6 @@
 use tempfile::TempDir;
 
+use super::super::cluster::cluster_slots;
 use super::*;
 use crate::tier::file_store::FileStore;
 use crate::units::Bytes;
@@ -72,6 +73,25 @@ fn a_full_area_is_back_with_the_first_slot_freed() {
     assert_eq!(bench.given(3), [(1, 3)]);
     bench.areas.free(&mut high[..1]);
     assert_eq!(bench.given(3), [(0, 1), (1, 2)]);
+}
+
+#[test]
+fn a_whole_cluster_comes_from_the_first_area_that_has_one() {
+    let bench = Bench::new();
+    let free = |clusters: u64| clusters * u64::from(CLUSTER_SLOTS) - 1;
+    bench.on("high, in pieces", free(1), Some(7));
+    bench.on("equal a", free(3), Some(5));
+    bench.on("equal b", free(2), Some(5));
+    let before = bench.areas.free_slots();
+    assert_eq!(bench.areas.capacity_in_clusters(), Capacity { total: 3, free: 3 });
+    let given: Vec<_> = std::iter::from_fn(|| bench.areas.alloc_cluster()).collect();
+    assert_eq!(given.iter().map(|entry| entry.area().0).collect::<Vec<_>>(), [1, 2, 1]);
+    assert_eq!(bench.areas.free_slots(), before - 3 * u64::from(CLUSTER_SLOTS));
+    assert_eq!(bench.areas.capacity_in_clusters(), Capacity { total: 3, free: 0 });
+    let area = bench.areas.get(given[1].area()).unwrap();
+    bench.areas.free_in(&area, &cluster_slots(given[1].slot()));
+    assert_eq!(bench.areas.capacity_in_clusters(), Capacity { total: 3, free: 1 });
+    assert_eq!(bench.areas.alloc_cluster(), Some(given[1]));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::page::PageSlab;
 use crate::tier::faulty_store::{Fault, Faults, FaultyStore, SlotOp};
 use crate::units::MAX_AREAS;
 
@@ -41,36 +42,39 @@ fn file_spec(dir: &TempDir, name: &str, slots: u64) -> AreaSpec {
 #[test]
 fn pages_come_back_from_a_file_as_they_were_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let tier = SwapTier::new(2);
+    let tier = SwapTier::new(2, FrameSize::Small);
     let id = tier.swapon(&file_spec(&dir, "swap", 2048)).unwrap();
     let gfns = gfns(7, 1000);
     let entries: Vec<_> = store_all(&tier, &gfns).into_iter().map(Result::unwrap).collect();
     let mut slab = PageSlab::new(1);
     for (entry, gfn) in entries.iter().zip(&gfns) {
-        tier.load(*entry, *gfn, &mut slab[0]).unwrap();
+        tier.load(*entry, *gfn, &mut slab[..1]).unwrap();
         assert_eq!(slab[0], page_of(gfn.0));
         let mut unaligned = vec![0; PAGE_SIZE + 1];
         let page = <&mut Page>::try_from(&mut unaligned[1..]).unwrap();
-        tier.load(*entry, *gfn, page).unwrap();
+        tier.load(*entry, *gfn, std::slice::from_mut(page)).unwrap();
         assert_eq!(*page, page_of(gfn.0));
-        assert!(matches!(tier.load(*entry, Gfn(gfn.0 + 1), page), Err(LoadError::Checksum { .. })));
+        assert!(matches!(
+            tier.load(*entry, Gfn(gfn.0 + 1), std::slice::from_mut(page)),
+            Err(LoadError::Checksum { .. })
+        ));
     }
     assert_eq!(tier.list()[0].used, 1000 * PAGE_SIZE as u64);
     tier.begin_swapoff(id).unwrap();
     assert!(matches!(tier.finish_swapoff(id), Err(SwapError::InUse { used: 1000, .. })));
     for entry in &entries {
         tier.invalidate(Shard(1), *entry);
-        assert!(matches!(tier.load(*entry, Gfn(7), &mut slab[0]), Err(LoadError::NotInUse { .. })));
+        assert!(matches!(tier.load(*entry, Gfn(7), &mut slab[..1]), Err(LoadError::NotInUse { .. })));
     }
     tier.finish_swapoff(id).unwrap();
     assert!(tier.list().is_empty());
-    assert!(matches!(tier.load(entries[0], Gfn(7), &mut slab[0]), Err(LoadError::NotInUse { .. })));
+    assert!(matches!(tier.load(entries[0], Gfn(7), &mut slab[..1]), Err(LoadError::NotInUse { .. })));
     assert_eq!(tier.counters().bytes_written, 1000 * PAGE_SIZE as u64);
 }
 
 /// A tier with one area in a file that can be made to go wrong.
 fn faulty(dir: &TempDir, slots: u64) -> (SwapTier, Arc<Faults>) {
-    let tier = SwapTier::new(1);
+    let tier = SwapTier::new(1, FrameSize::Small);
     let faults = add_faulty(&tier, dir, "swap", slots);
     (tier, faults)
 }
@@ -84,7 +88,7 @@ fn add_faulty(tier: &SwapTier, dir: &TempDir, name: &str, slots: u64) -> Arc<Fau
 
 fn load(tier: &SwapTier, entry: SwapEntry, gfn: Gfn) -> Result<Page, LoadError> {
     let mut slab = PageSlab::new(1);
-    tier.load(entry, gfn, &mut slab[0]).map(|()| slab[0])
+    tier.load(entry, gfn, &mut slab[..1]).map(|()| slab[0])
 }
 
 #[test]
@@ -115,6 +119,32 @@ fn a_write_error_costs_the_slot_and_no_other_page() {
     assert_eq!(more.iter().flatten().count(), 1407);
     assert!(more.iter().flatten().all(|entry| !(512..1152).contains(&entry.slot().0) || entry.slot().0 % 10 != 0));
     assert!(matches!(store_all(&tier, &[Gfn(1)])[..], [Err(StoreError::Full)]));
+}
+
+#[test]
+fn a_kept_slot_holds_its_page_for_its_frame_until_the_area_goes_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let tier = SwapTier::new(1, FrameSize::Small);
+    let id = tier.swapon(&file_spec(&dir, "swap", 512)).unwrap();
+    let entries: Vec<_> = store_all(&tier, &gfns(0, 150)).into_iter().map(Result::unwrap).collect();
+    let (entry, gfn, page) = (entries[5], Gfn(5), page_of(5));
+    assert!(tier.should_keep(entry) && tier.still_holds(entry, gfn, &[page]));
+    assert!(!tier.still_holds(entries[6], gfn, &[page]) && !tier.still_holds(entry, Gfn(6), &[page]));
+    let mut other = page;
+    other[PAGE_SIZE - 1] ^= 0x80;
+    assert!(!tier.still_holds(entry, gfn, &[other]));
+    // Nothing was read for that.
+    assert_eq!(tier.counters().bytes_read, 0);
+    tier.begin_swapoff(id).unwrap();
+    assert!(!tier.should_keep(entry) && !tier.still_holds(entry, gfn, &[page]));
+    tier.abort_swapoff(id).unwrap();
+    assert!(tier.should_keep(entry) && tier.still_holds(entry, gfn, &[page]));
+    // Past half of it.
+    store_all(&tier, &gfns(200, 150));
+    assert!(!tier.should_keep(entry) && tier.still_holds(entry, gfn, &[page]));
+    tier.invalidate(Shard(0), entry);
+    assert!(!tier.still_holds(entry, gfn, &[page]));
+    assert!(!tier.should_keep(SwapEntry::new(AreaId(9), SlotOffset(1))));
 }
 
 #[test]
@@ -164,7 +194,7 @@ fn a_page_that_can_not_be_read_is_an_error_and_its_neighbours_come_back() {
 fn a_slot_corrupted_or_exchanged_in_the_file_is_noticed() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
-    let tier = SwapTier::new(1);
+    let tier = SwapTier::new(1, FrameSize::Small);
     let spec = file_spec(&dir, "swap", 1024);
     tier.swapon(&spec).unwrap();
     let entries: Vec<_> = store_all(&tier, &gfns(0, 20)).into_iter().map(Result::unwrap).collect();
@@ -226,7 +256,7 @@ fn neighbours_are_one_write() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    let tier = SwapTier::new(1);
+    let tier = SwapTier::new(1, FrameSize::Small);
     let runs = Arc::new(AtomicUsize::new(0));
     let store = FileStore::open(&dir.path().join("swap"), Some(Bytes::from_pages(4096))).unwrap();
     tier.swapon_store(Box::new(CountRuns(store, Arc::clone(&runs))), None).unwrap();
@@ -237,7 +267,7 @@ fn neighbours_are_one_write() {
 #[test]
 fn a_swap_file_is_named_as_proc_swaps_would() {
     let dir = tempfile::tempdir().unwrap();
-    let tier = SwapTier::new(1);
+    let tier = SwapTier::new(1, FrameSize::Small);
     let spec = AreaSpec { priority: Some(3), ..file_spec(&dir, "swap", 1024) };
     tier.swapon(&spec).unwrap();
     let rows = tier.list();
@@ -299,7 +329,7 @@ struct Checked {
 impl Checked {
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let tier = SwapTier::new(1);
+        let tier = SwapTier::new(1, FrameSize::Small);
         let faults = [add_faulty(&tier, &dir, "a", 700), add_faulty(&tier, &dir, "b", 90)];
         let slab = PageSlab::new(STORE_BATCH);
         Self { _dir: dir, tier, faults, stored: BTreeMap::new(), version: 0, slab, results: Vec::new() }
@@ -313,7 +343,7 @@ impl Checked {
     /// The page that is stored there, or an error; never another page.
     fn check(&mut self, entry: SwapEntry, healthy: bool) {
         let (gfn, version) = self.stored[&entry];
-        match self.tier.load(entry, gfn, &mut self.slab[0]) {
+        match self.tier.load(entry, gfn, &mut self.slab[..1]) {
             Ok(()) => assert!(self.slab[0] == page_of(version), "{entry} gave a wrong page"),
             Err(error) => assert!(!healthy && !matches!(error, LoadError::NotInUse { .. }), "{error}"),
         }
@@ -346,7 +376,7 @@ impl Checked {
                     self.stored.remove(&entry);
                     self.tier.invalidate(Shard(0), entry);
                     assert!(matches!(
-                        self.tier.load(entry, Gfn(0), &mut self.slab[0]),
+                        self.tier.load(entry, Gfn(0), &mut self.slab[..1]),
                         Err(LoadError::NotInUse { .. })
                     ));
                 }
@@ -423,7 +453,7 @@ proptest! {
 #[test]
 fn eight_threads_store_load_and_invalidate_across_swapoffs() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let tier = SwapTier::new(8);
+    let tier = SwapTier::new(8, FrameSize::Small);
     tier.swapon(&file_spec(&dir, "a", 6000)).unwrap();
     let second = tier.swapon(&file_spec(&dir, "b", 6000)).unwrap();
     std::thread::scope(|scope| {
@@ -472,7 +502,7 @@ fn churn(tier: &SwapTier, shard: Shard) {
         mine.extend(results.drain(..).zip(gfns).filter_map(|(result, gfn)| Some((result.ok()?, gfn))));
         if mine.len() > 400 || round == 299 {
             for (entry, gfn) in mine.drain(..) {
-                tier.load(entry, gfn, &mut slab[0]).unwrap();
+                tier.load(entry, gfn, &mut slab[..1]).unwrap();
                 assert!(slab[0] == page_of(gfn.0), "{entry}");
                 tier.invalidate(Shard(shard.0 ^ 1), entry);
             }

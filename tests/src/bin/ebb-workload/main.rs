@@ -1,13 +1,16 @@
-//! The guest's workload: fills memory with known bytes, waits untouching, and verifies every byte; the same for a disk at the same time.
+//! The guest's workload: fills memory with known bytes, waits untouching, and verifies every byte; the same for a disk at the same time. Also
+//! touches known sets of an arena whose frame numbers it knows, and leaves the truth about it on a disk.
 //!
 //! It is a list of steps, done in order, each answered by one line that a script can wait for. The exit status is 0 when nothing was wrong, 1
 //! when bytes were, 2 when a step could not be done.
 //!
 //! Promises: between steps memory is not touched. Must never: end with status 0 when a byte was wrong.
 
+mod arena;
 mod disk;
 mod memory;
 mod pattern;
+mod truth;
 
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -15,7 +18,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use disk::DiskWork;
+use ebb_tests::tracking::linux::access::Access;
 use memory::{Memory, ms_since, pages_for_percent};
+use truth::Truth;
 
 const USAGE: &str = "usage: ebb-workload STEP...
   seed:N           seed of everything that follows (1)
@@ -27,6 +32,9 @@ const USAGE: &str = "usage: ebb-workload STEP...
   verify           checks every byte                            -> VERIFIED pages=N mismatches=BYTES ms=T
   disk:PATH:MIB    starts to write and verify a disk            -> DISK started
   disk-stop        ends that after the pass under way           -> DISK passes=N bytes=N mismatches=BYTES ms=T
+  arena:N:DISK     N pages of known frames, recorded on DISK    -> ARENA pages=N whole_pieces=N ms=T
+  access:SET       touches a set of them, and records which     -> ACCESSED SET pages=N sum=N ms=T
+                   (SET is CHOICE:ROUND:read|write:NUMBER)
   console          takes further steps from standard input, one a line, until `end`";
 
 /// What the steps work on.
@@ -34,6 +42,7 @@ struct Workload {
     seed: u64,
     memory: Option<Memory>,
     disk: Option<(DiskWork, Instant)>,
+    truth: Option<Truth>,
     wrong: bool,
 }
 
@@ -66,6 +75,8 @@ impl Workload {
                 println!("DISK started");
             }
             "disk-stop" => self.stop_disk()?,
+            "arena" => self.arena(step, argument, start)?,
+            "access" => self.access(step, argument, start)?,
             "console" => self.console()?,
             _ => return Err(format!("unknown step {step:?}\n{USAGE}")),
         }
@@ -103,6 +114,22 @@ impl Workload {
         Ok(())
     }
 
+    fn arena(&mut self, step: &str, argument: &str, start: Instant) -> Result<(), String> {
+        let (pages, disk) = argument.split_once(':').ok_or_else(|| format!("{step}: expected arena:N:DISK"))?;
+        let truth = Truth::new(parse(step, pages)?, disk)?;
+        let (pages, whole_pieces) = truth.size();
+        println!("ARENA pages={pages} whole_pieces={whole_pieces} ms={}", ms_since(start));
+        self.truth = Some(truth);
+        Ok(())
+    }
+
+    fn access(&self, step: &str, argument: &str, start: Instant) -> Result<(), String> {
+        let access: Access = argument.parse().map_err(|error| format!("{step}: {error}"))?;
+        let (pages, sum) = self.truth.as_ref().ok_or("access without arena")?.access(access)?;
+        println!("ACCESSED {access} pages={pages} sum={sum} ms={}", ms_since(start));
+        Ok(())
+    }
+
     fn console(&mut self) -> Result<(), String> {
         println!("READY");
         for line in std::io::stdin().lock().lines() {
@@ -132,7 +159,7 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     }
-    let mut workload = Workload { seed: 1, memory: None, disk: None, wrong: false };
+    let mut workload = Workload { seed: 1, memory: None, disk: None, truth: None, wrong: false };
     for step in &steps {
         if let Err(reason) = workload.step(step) {
             println!("FAILED {reason}");

@@ -31,7 +31,7 @@ pub(super) fn scan(scene: &Scene<'_>, rng: &mut Rng) -> Result<(), SoakError> {
 
 fn scan_series(scene: &Scene<'_>, rng: &mut Rng) -> Result<(), SoakError> {
     let loops = 1 + u32::from(rng.below(2) == 0);
-    let plan = ScanPlan { loops, interval_ms: rng.below(5), sleep_ms: rng.below(50) };
+    let plan = ScanPlan { loops, interval_ms: rng.below(5), sleep_ms: rng.below(50), backoff: None };
     let id = scene.memtier.start_scan(plan).map_err(SoakError::refused("a scan"))?;
     if rng.below(4) == 0 {
         scene.end.pass(Duration::from_millis(rng.below(50)));

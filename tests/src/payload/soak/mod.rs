@@ -61,8 +61,7 @@ pub fn run(plan: &SoakPlan, progress: impl FnMut(&str)) -> Result<SoakReport, So
     let swap =
         |name: &str| AreaSpec { path: plan.folder.join(name), size: Some(plan.memory + (1 << 20)), priority: None };
     let areas = [swap("soak-1.swap"), swap("soak-2.swap")];
-    let vm =
-        PayloadVm::start(&PayloadPlan { vcpus: plan.vcpus, memory: plan.memory, areas: Some(areas[..1].to_vec()) })?;
+    let vm = PayloadVm::start(&PayloadPlan::with_areas(plan.vcpus, plan.memory, areas[..1].to_vec()))?;
     let scene = Scene::new(&vm, Layout::of(&vm, plan.seed)?, areas, plan.seed);
     let mut direct_io = DirectIo::new(&scene, &plan.folder)?;
 
