@@ -11,7 +11,8 @@ use ebb_tests::payload::pattern::kind;
 use ebb_tests::payload::rng::Rng;
 use ebb_tests::payload::{AccessLoop, AccessPattern, Command, Pages, PayloadPlan, PayloadVm, Touch};
 use memtier::DirtyLog;
-use memtier::status::TrackerChoice;
+use memtier::status::{TrackerChoice, TrackerKind};
+use memtier::units::PAGE_SIZE;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::config::{DirtyLogMode, MIN_RING_ENTRIES, TieringConfig};
 
@@ -20,6 +21,9 @@ const PAGES: u64 = WORDS as u64 * 64;
 const WORDS: usize = 112;
 /// The first workload word of a bitmap.
 const FIRST: usize = (WORK_BASE / PAGE / 64) as usize;
+
+/// The first of them are written by the host too, where a device is played.
+const DEVICE_PAGES: u64 = PAGES / 16;
 
 const MODES: [DirtyLogMode; 2] = [DirtyLogMode::Bitmap, DirtyLogMode::Ring { entries: MIN_RING_ENTRIES }];
 
@@ -34,7 +38,11 @@ struct Guest {
 
 impl Guest {
     fn start(dirty_log: DirtyLogMode) -> Self {
-        let tiering = TieringConfig { tracker: TrackerChoice::Unmap, dirty_log, ..TieringConfig::default() };
+        Self::tracked(dirty_log, TrackerChoice::Unmap)
+    }
+
+    fn tracked(dirty_log: DirtyLogMode, tracker: TrackerChoice) -> Self {
+        let tiering = TieringConfig { tracker, dirty_log, ..TieringConfig::default() };
         let plan = PayloadPlan { tiering: Some(tiering), ..PayloadPlan::plain(2, WORK_BASE + PAGES * PAGE) };
         let vm = PayloadVm::start(&plan).expect("the guest starts");
         let log = vm.machine().dirty_log().expect("this KVM has a dirty log");
@@ -86,6 +94,11 @@ impl Guest {
             };
             vcpu.begin(Command::Loop(access)).expect("begun");
         }
+    }
+
+    fn stop(&self) {
+        self.vm.vcpus().try_for_each(|vcpu| vcpu.ask_to_stop()).expect("asked");
+        self.finish();
     }
 
     fn finish(&self) {
@@ -242,13 +255,20 @@ impl Copy {
         // Cleared before it is copied: a write after the copy is told next time.
         guest.clear(&written);
         for page in pages_in(&written) {
-            let at = usize::try_from(page * PAGE).expect("small");
-            let into = &mut self.bytes[at..at + memtier::units::PAGE_SIZE];
+            let into = &mut self.bytes[at(page)..][..PAGE_SIZE];
             guest.vm.machine().memory().read_slice(into, GuestAddress(WORK_BASE + page * PAGE)).expect("memory");
         }
         self.copied += count(&written);
     }
 }
+
+/// Where a page is in the copy.
+fn at(page: u64) -> usize {
+    usize::try_from(page * PAGE).expect("small")
+}
+
+/// Times that the guest is stopped and compared with its copy.
+const ROUNDS: u64 = 5;
 
 #[test]
 fn a_copy_kept_by_the_log_alone_is_right_in_the_end() {
@@ -257,34 +277,61 @@ fn a_copy_kept_by_the_log_alone_is_right_in_the_end() {
         let guest = Guest::start(mode);
         guest.log.start().expect("started");
         let mut copy = Copy { bytes: vec![0; usize::try_from(PAGES * PAGE).expect("small")], copied: 0 };
-        let done = AtomicBool::new(false);
-        guest.begin_writing(400_000);
-        std::thread::scope(|scope| {
-            // A device's writes, at the same time.
-            scope.spawn(|| {
-                let mut rng = Rng::new(9);
-                while !done.load(Ordering::Relaxed) {
-                    let address = WORK_BASE + rng.below(PAGES * PAGE / 8) * 8;
-                    guest.vm.machine().memory().write_obj(rng.draw(), GuestAddress(address)).expect("memory");
+        for round in 0..ROUNDS {
+            let done = AtomicBool::new(false);
+            guest.begin_writing(u64::MAX);
+            std::thread::scope(|scope| {
+                scope.spawn(|| play_device(&guest, round, &done));
+                // Up to the end, so that what is right then is not so because everything was copied after it.
+                while copy.copied < 2 * PAGES * (round + 1) {
+                    copy.update(&guest);
                 }
+                guest.stop();
+                done.store(true, Ordering::Relaxed);
             });
-            for _ in 0..60 {
-                copy.update(&guest);
+            copy.update(&guest);
+            for page in 0..PAGES {
+                let mut now = vec![0; PAGE_SIZE];
+                guest
+                    .vm
+                    .machine()
+                    .memory()
+                    .read_slice(&mut now, GuestAddress(WORK_BASE + page * PAGE))
+                    .expect("memory");
+                assert!(now == copy.bytes[at(page)..][..PAGE_SIZE], "{mode:?}, {round}: page {page} was not told of");
             }
-            guest.finish();
-            done.store(true, Ordering::Relaxed);
-        });
-        copy.update(&guest);
-        for page in 0..PAGES {
-            let at = usize::try_from(page * PAGE).expect("small");
-            let mut now = vec![0; memtier::units::PAGE_SIZE];
-            guest.vm.machine().memory().read_slice(&mut now, GuestAddress(WORK_BASE + page * PAGE)).expect("memory");
-            assert!(
-                now == copy.bytes[at..at + memtier::units::PAGE_SIZE],
-                "{mode:?}: page {page} was written and not told"
-            );
         }
-        assert!(copy.copied > 2 * PAGES, "{mode:?}: only {} pages were copied while the guest wrote", copy.copied);
+    }
+}
+
+/// A device's writes, only to some pages: they must not cover up for what is not told of the guest's.
+fn play_device(guest: &Guest, seed: u64, done: &AtomicBool) {
+    let mut rng = Rng::new(seed);
+    while !done.load(Ordering::Relaxed) {
+        let address = WORK_BASE + rng.below(DEVICE_PAGES * PAGE / 8) * 8;
+        guest.vm.machine().memory().write_obj(rng.draw(), GuestAddress(address)).expect("memory");
+    }
+}
+
+#[test]
+fn the_idle_bitmap_by_this_tracker_is_what_nobody_wrote() {
+    let _turn = among_others();
+    for mode in MODES {
+        let guest = Guest::tracked(mode, TrackerChoice::DirtyLog);
+        let (tiers, offset) = (guest.vm.memtier(), FIRST as u64 * 8);
+        assert_eq!(tiers.tracker_info().tracker, TrackerKind::DirtyLog);
+        let mut rng = Rng::new(20_254);
+        for round in 0..50 {
+            let set = random_set(&mut rng);
+            let parts = split(&set, &mut rng);
+            assert_eq!(tiers.write_idle(offset, &[0xff; WORDS * 8]).expect("marked idle"), WORDS * 8);
+            guest.touch([&parts[0], &parts[1]], Some(round));
+            let mut bits = [0; WORDS * 8];
+            assert_eq!(tiers.read_idle(offset, &mut bits).expect("read"), bits.len());
+            let (chunks, _) = bits.as_chunks::<8>();
+            let found: Set = chunks.iter().map(|chunk| !u64::from_le_bytes(*chunk)).collect();
+            assert_same(&found, &set, (mode, round));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::common::{Listener, MOV_DX_PORT, OUT_EAX, config, image};
 use memtier::status::{AreaSpec, GuestRange, TrackerChoice};
@@ -58,14 +59,16 @@ fn pages_leave_and_come_back_under_a_running_guest() {
     let directory = tempfile::tempdir().expect("directory");
     let (machine, listener) = with_tiers(&counter(), 1, &directory.path().join("swap"));
     let memtier = Arc::clone(machine.memtier().expect("tiers"));
-    let mut evicted = 0;
-    for _ in 0..100 {
+    let (mut evicted, mut rounds) = (0, 0);
+    let began = Instant::now();
+    // How many leave depends on who is faster, since a page that is written at that moment stays. So it goes on until some have.
+    while rounds < 100 || evicted == 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "no page left under way in {rounds} rounds");
+        rounds += 1;
         let before = listener.counts().get(&0).copied().unwrap_or(0);
         listener.wait(|counts| counts.get(&0).copied().unwrap_or(0) > before);
         evicted += memtier.evict(&[range()]).expect("evicted").evicted;
     }
-    // How many depends on who is faster; a page that is written at that moment stays.
-    assert!(evicted > 0, "no page left under way");
     machine.pause().expect("paused");
     let outcomes = memtier.evict(&[range()]).expect("evicted");
     assert_eq!(outcomes.evicted + outcomes.absent, u64::from(PAGES), "{outcomes:?}");
