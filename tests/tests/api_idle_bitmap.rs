@@ -9,10 +9,12 @@ use api::config::Draft;
 use api::guest::{Guest, GuestError, Launch};
 use api::instance::Instance;
 use api::rest::Server;
+use ebb_tests::huge_pool::Pool;
 use ebb_tests::payload::abi::{PAGE, SCRATCH_BASE, WORK_BASE};
 use ebb_tests::payload::pattern::kind;
-use ebb_tests::payload::{Pages, TieredVm, Touch};
+use ebb_tests::payload::{Pages, PayloadPlan, TieredVm, Touch};
 use hyper::Method;
+use memtier::status::{AreaSpec, HugePages};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmm::config::MachineConfig;
@@ -30,6 +32,8 @@ const LEN: u64 = END / 8;
 
 /// The first frame of workload memory, a multiple of 64; frames from here on are named relative to it.
 const WORK: u64 = WORK_BASE / PAGE;
+/// Frames in a huge page.
+const HUGE: u64 = 512;
 /// Frames there that have been written, as many below the end of low memory, and as many from 4 GiB on.
 const FILLED: u64 = 256;
 /// Where the filled frames are.
@@ -38,13 +42,16 @@ const BEFORE_HOLE: Range<u64> = HOLE.start - FILLED..HOLE.start;
 const HIGH: Range<u64> = HOLE.end..HOLE.end + FILLED;
 
 /// Launches a payload guest, whatever was described, and keeps it where the test finds it.
-struct Launcher(Arc<Mutex<Option<TieredVm>>>);
+struct Launcher {
+    start: fn() -> TieredVm,
+    started: Arc<Mutex<Option<TieredVm>>>,
+}
 
 impl Launch for Launcher {
     fn launch(&self, _: MachineConfig) -> Result<Arc<dyn Guest>, GuestError> {
-        let vm = TieredVm::start(1, MEMORY, Some(16 * MIB));
+        let vm = (self.start)();
         let machine = Arc::clone(vm.machine());
-        *self.0.lock().expect("nobody panicked") = Some(vm);
+        *self.started.lock().expect("nobody panicked") = Some(vm);
         Ok(machine)
     }
 }
@@ -61,20 +68,37 @@ struct Site {
 impl Site {
     /// With the filled frames filled, and nothing else of workload memory touched.
     fn new() -> Self {
+        Self::of(|| TieredVm::start(1, MEMORY, Some(16 * MIB)), &[LOW, BEFORE_HOLE, HIGH])
+    }
+
+    /// With huge pages of 2 MiB, four of them filled.
+    fn with_huge_pages() -> Self {
+        let start = || {
+            let folder = tempfile::tempdir().expect("a folder");
+            let area = AreaSpec { path: folder.path().join("swap"), size: Some(32 * MIB), priority: None };
+            let plan = PayloadPlan::with_areas(1, WORK_BASE + 5 * HUGE * PAGE, vec![area]);
+            TieredVm::of(&PayloadPlan { huge_pages: HugePages::Hugetlb2M, ..plan })
+        };
+        Self::of(start, &[WORK..WORK + 4 * HUGE])
+    }
+
+    fn of(start: fn() -> TieredVm, filled: &[Range<u64>]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("api.sock");
         let launched = Arc::new(Mutex::new(None));
-        let instance = Arc::new(Instance::new(Draft::default(), Box::new(Launcher(Arc::clone(&launched)))));
+        let instance =
+            Arc::new(Instance::new(Draft::default(), Box::new(Launcher { start, started: Arc::clone(&launched) })));
         let server = Server::start(&socket, instance).expect("a server");
         let client = Client::new(&socket).expect("a client");
         let json = |value: Value| Body::Json(value.to_string());
         let image = json(json!({ "kernel_image_path": "the launcher has its own" }));
         client.request(Method::PUT, "/boot-source", image).expect("described");
-        let start = json(json!({ "action_type": "InstanceStart" }));
-        client.request(Method::PUT, "/actions", start).expect("started");
+        let action = json(json!({ "action_type": "InstanceStart" }));
+        client.request(Method::PUT, "/actions", action).expect("started");
         let vm = launched.lock().expect("nobody panicked").take().expect("launched");
-        for frames in [LOW, BEFORE_HOLE, HIGH] {
-            let pages = Pages { seed: 1, start: frames.start * PAGE, pages: FILLED, kinds: kind::ALL };
+        for frames in filled {
+            let count = frames.end - frames.start;
+            let pages = Pages { seed: 1, start: frames.start * PAGE, pages: count, kinds: kind::RANDOM };
             vm.vcpu(0).fill(pages).expect("filled");
         }
         Self { client, vm, _server: server, _folder: folder }
@@ -118,11 +142,18 @@ impl Site {
             Step::Write(frame) => self.touch(*frame, Some(9)),
             Step::Evict(frames) => {
                 let outcomes = self.about(Method::POST, "/memtier/swap_pages", frames);
-                assert_eq!(outcomes["evicted"].as_u64(), Some(frames.end - frames.start), "{outcomes}");
+                // Counted in pages as the guest has them.
+                let count = (frames.end - frames.start) * PAGE / self.vm.status().page_size;
+                assert_eq!(outcomes["evicted"].as_u64(), Some(count), "{outcomes}");
             }
             Step::Lock(frames) => drop(self.about(Method::POST, "/memtier/locks", frames)),
             Step::Unlock(frames) => drop(self.about(Method::DELETE, "/memtier/locks", frames)),
-            Step::Look => drop(self.idle(&(0..END))),
+            Step::Settle(frames) => {
+                // Locking waits for whoever is at a frame.
+                self.step(&Step::Lock(frames.clone()));
+                self.step(&Step::Unlock(frames.clone()));
+            }
+            Step::Look => drop(self.get("")),
         }
     }
 
@@ -167,11 +198,14 @@ enum Step {
     Lock(Range<u64>),
     /// They are not any more.
     Unlock(Range<u64>),
+    /// Waits until the frames are back for good: the guest goes on a moment before whoever brought a page back lets go of it, and until then
+    /// marks are ignored.
+    Settle(Range<u64>),
     /// The whole bitmap is read.
     Look,
 }
 
-use Step::{Evict, Lock, Look, Mark, MarkOnly, Read, Unlock, Write};
+use Step::{Evict, Lock, Look, Mark, MarkOnly, Read, Settle, Unlock, Write};
 
 /// What the frames of a piece of memory read as, after some steps. Rows use frames of their own, so that they do not disturb each other.
 struct Meaning {
@@ -231,7 +265,7 @@ fn meanings() -> Vec<Meaning> {
         ),
         meaning(
             "back, and marked again",
-            vec![Evict(piece(8)), Read(a(8)), Read(a(8) + 1), Mark(piece(8)), Read(a(8))],
+            vec![Evict(piece(8)), Read(a(8)), Read(a(8) + 1), Settle(a(8)..a(8) + 2), Mark(piece(8)), Read(a(8))],
             piece(8),
             [a(8) + 1],
         ),
@@ -276,6 +310,38 @@ fn meanings() -> Vec<Meaning> {
 fn a_bit_means_what_it_means_in_the_kernels_bitmap() {
     let site = Site::new();
     for row in meanings() {
+        row.steps.iter().for_each(|step| site.step(step));
+        assert_eq!(site.idle(&row.looked_at), row.idle, "{}", row.what);
+    }
+}
+
+/// Inside a huge page the kernel's bitmap knows only the first frame; here all frames stand for the page.
+fn meanings_in_huge_pages() -> Vec<Meaning> {
+    let page = |index: u64| WORK + index * HUGE..WORK + (index + 1) * HUGE;
+    let a = |index: u64| page(index).start;
+    vec![
+        meaning("marked and not accessed", vec![Mark(page(0))], page(0), page(0)),
+        meaning("one access makes all of it busy", vec![Mark(page(0)), Read(a(0) + 300)], page(0), []),
+        meaning("a mark on one frame marks all of it", vec![MarkOnly(page(0), vec![a(0) + 77])], page(0), page(0)),
+        meaning("zeros leave marks as they are", vec![MarkOnly(page(0), vec![])], page(0), page(0)),
+        meaning("its neighbour is another page", vec![Mark(a(0)..a(2)), Write(a(1) + 511)], a(0)..a(2), page(0)),
+        meaning("out: marks are ignored", vec![Evict(page(2)), Mark(page(2))], page(2), []),
+        meaning(
+            "back as a whole, and marked again",
+            vec![Read(a(2) + 5), Settle(page(2)), Mark(page(2))],
+            page(2),
+            page(2),
+        ),
+        meaning("never touched: marks are ignored", vec![Mark(page(4))], page(4), []),
+    ]
+}
+
+#[test]
+fn inside_a_huge_page_all_frames_are_one() {
+    // Also those that the image's own memory is made of.
+    let _pool = Pool::with(2 + 5);
+    let site = Site::with_huge_pages();
+    for row in meanings_in_huge_pages() {
         row.steps.iter().for_each(|step| site.step(step));
         assert_eq!(site.idle(&row.looked_at), row.idle, "{}", row.what);
     }

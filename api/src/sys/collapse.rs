@@ -9,8 +9,8 @@ use std::ptr;
 const MADV_COLLAPSE: i32 = 25;
 /// A huge page.
 const HUGE: usize = 2 << 20;
-/// Room for a whole one, wherever the mapping begins.
-const LEN: usize = 2 * HUGE;
+/// Room for a whole one, wherever the room begins.
+const ROOM: usize = 2 * HUGE;
 
 /// Puts 2 MiB of a memfd's small pages together, and gives all of it back.
 pub fn collapse_shared_memory() -> io::Result<()> {
@@ -21,32 +21,36 @@ pub fn collapse_shared_memory() -> io::Result<()> {
     }
     // SAFETY: the call has just made this descriptor, and nobody else knows it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(LEN as u64)?;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    file.set_len(HUGE as u64)?;
+    let reserved = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping at a place of the kernel's choice.
-    let map = unsafe { libc::mmap(ptr::null_mut(), LEN, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    if map == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let map = Mapping(map.cast());
-    let aligned = map.0.wrapping_add(map.0.align_offset(HUGE));
+    let room = Room(mapped(unsafe { libc::mmap(ptr::null_mut(), ROOM, libc::PROT_NONE, reserved, -1, 0) })?);
+    // A huge page must be aligned in the file as in memory: the file's begin goes to an aligned address.
+    let page = room.0.wrapping_add(room.0.align_offset(HUGE));
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+    // SAFETY: an aligned huge page lies inside room for two, which is ours and which nothing else uses.
+    mapped(unsafe { libc::mmap(page.cast(), HUGE, protection, flags, file.as_raw_fd(), 0) })?;
     for offset in (0..HUGE).step_by(4096) {
-        // SAFETY: an aligned huge page lies inside a mapping twice as long, so this byte does too.
-        unsafe { aligned.add(offset).write_volatile(1) };
+        // SAFETY: inside the mapping just made.
+        unsafe { page.add(offset).write_volatile(1) };
     }
-    // SAFETY: as above; collapsing changes no bytes.
-    match unsafe { libc::madvise(aligned.cast(), HUGE, MADV_COLLAPSE) } {
+    // SAFETY: the mapping just made; collapsing changes no bytes.
+    match unsafe { libc::madvise(page.cast(), HUGE, MADV_COLLAPSE) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-struct Mapping(*mut u8);
+fn mapped(address: *mut libc::c_void) -> io::Result<*mut u8> {
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.cast()) }
+}
 
-impl Drop for Mapping {
+struct Room(*mut u8);
+
+impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: mapped above with this length; nothing uses it any more.
-        unsafe { libc::munmap(self.0.cast(), LEN) };
+        // SAFETY: mapped above with this length, in one piece or in parts; nothing uses it any more.
+        unsafe { libc::munmap(self.0.cast(), ROOM) };
     }
 }
 

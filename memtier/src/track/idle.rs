@@ -2,8 +2,8 @@
 //! numbers.
 //!
 //! Promises: a bit read as set means: not accessed since it was last marked, checked at the moment of reading. Offsets and lengths are whole
-//! 64-bit chunks; reading past the end gives no bytes, writing there is an error; frames that are not resident, and locked ones, read 0 and
-//! ignore marks. Inside a huge page all frames read alike, and a mark on any of them marks the page (the kernel's bitmap keeps both to the
+//! 64-bit chunks; reading past the end gives no bytes, writing there is an error; frames that are not resident, or just on their way in or
+//! out, and locked ones, read 0 and ignore marks. Inside a huge page all frames read alike, and a mark on any of them marks the page (the kernel's bitmap keeps both to the
 //! page's first frame). Must never: move a page.
 
 use std::io;
