@@ -68,7 +68,7 @@ pub struct ScanArgs {
     /// How long each scan watches: 500ms, 2s, 1m; a number alone is milliseconds
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
     pub sleep: u64,
-    /// Look at hot pages every 2^N scans at least, 0 to 8; 0 is every scan. Without it, 4
+    /// Look at hot pages every 2^N scans at least, 0 to 8; 0 is every scan. When not given, the server's choice
     #[arg(long, value_name = "N")]
     pub backoff: Option<u32>,
     /// Wait for the end, with progress on standard error, and show what was seen
