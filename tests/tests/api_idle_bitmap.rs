@@ -79,7 +79,7 @@ impl Site {
             let plan = PayloadPlan::with_areas(1, WORK_BASE + 5 * HUGE * PAGE, vec![area]);
             TieredVm::of(&PayloadPlan { huge_pages: HugePages::Hugetlb2M, ..plan })
         };
-        Self::of(start, &[WORK..WORK + 4 * HUGE])
+        Self::of(start, std::slice::from_ref(&(WORK..WORK + 4 * HUGE)))
     }
 
     fn of(start: fn() -> TieredVm, filled: &[Range<u64>]) -> Self {
