@@ -75,7 +75,7 @@ impl Site {
     fn with_huge_pages() -> Self {
         let start = || {
             let folder = tempfile::tempdir().expect("a folder");
-            let area = AreaSpec { path: folder.path().join("swap"), size: Some(32 * MIB), priority: None };
+            let area = AreaSpec { path: folder.path().join("swap"), size: Some(32 * MIB), ..AreaSpec::default() };
             let plan = PayloadPlan::with_areas(1, WORK_BASE + 5 * HUGE * PAGE, vec![area]);
             TieredVm::of(&PayloadPlan { huge_pages: HugePages::Hugetlb2M, ..plan })
         };

@@ -14,7 +14,7 @@ const ONE_SCAN: ScanPlan = ScanPlan { loops: 1, interval_ms: 0, sleep_ms: 20, ba
 
 fn guest(tracker: TrackerChoice) -> TieredVm {
     let folder = tempfile::tempdir().expect("a folder");
-    let area = AreaSpec { path: folder.path().join("swap"), size: Some(64 * MIB), priority: None };
+    let area = AreaSpec { path: folder.path().join("swap"), size: Some(64 * MIB), ..AreaSpec::default() };
     let mut plan = PayloadPlan::with_areas(1, WORK_BASE + PAGES * PAGE, vec![area]);
     plan.tiering.as_mut().expect("tiered").tracker = tracker;
     let vm = TieredVm::of(&plan);

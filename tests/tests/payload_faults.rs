@@ -100,7 +100,7 @@ fn what_a_full_area_does_not_take_stays_and_leaves_when_there_is_room() {
     assert_eq!(guest.status().swapped_pages, evicted);
     assert_every_word_is_right(&guest);
 
-    let more = AreaSpec { path: guest.path("more"), size: Some(MEMORY), priority: None };
+    let more = AreaSpec { path: guest.path("more"), size: Some(MEMORY), ..AreaSpec::default() };
     guest.memtier().swapon(&more).expect("switched on");
     assert_eq!(guest.evict(WORK_BASE, PAGES), Outcomes { evicted: PAGES, ..Outcomes::default() });
     assert_every_word_is_right(&guest);

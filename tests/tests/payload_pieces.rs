@@ -19,7 +19,7 @@ struct Guest(TieredVm);
 
 fn guest() -> Guest {
     let folder = tempfile::tempdir().expect("a folder");
-    let area = AreaSpec { path: folder.path().join("swap"), size: Some(64 * MIB), priority: None };
+    let area = AreaSpec { path: folder.path().join("swap"), size: Some(64 * MIB), ..AreaSpec::default() };
     let plan = PayloadPlan {
         huge_pages: HugePages::Transparent,
         ..PayloadPlan::with_areas(2, WORK_BASE + PAGES * PAGE, vec![area])

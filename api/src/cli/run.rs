@@ -268,7 +268,7 @@ mod tests {
         expected.console = Console::File("log".into());
         let disk = |path: &str, read_only| Disk { path: path.into(), read_only };
         expected.set_disks(vec![disk("a", false), disk("b", true)]);
-        let area = |path: &str, size, priority| AreaSpec { path: path.into(), size, priority };
+        let area = |path: &str, size, priority| AreaSpec { path: path.into(), size, priority, ..AreaSpec::default() };
         expected.set_areas(vec![area("s", Some(2 << 30), Some(1)), area("t", None, None)]).unwrap();
         assert_eq!(draft, expected);
     }
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(over.boot.initrd.as_deref().and_then(|p| p.to_str()), Some("i"));
         assert_eq!(over.boot.cmdline.as_deref(), Some("quiet"), "the file's root drive is gone");
         assert_eq!(over.disks.iter().map(|d| d.path.to_str().unwrap()).collect::<Vec<_>>(), ["x", "y"]);
-        assert_eq!(over.tiering.unwrap().areas, [AreaSpec { path: "z".into(), size: None, priority: None }]);
+        assert_eq!(over.tiering.unwrap().areas, [AreaSpec::new("z")]);
         assert_eq!(draft.console, Console::Stdio);
     }
 

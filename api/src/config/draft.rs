@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     fn area(path: &str) -> AreaSpec {
-        AreaSpec { path: path.into(), size: None, priority: None }
+        AreaSpec::new(path)
     }
 
     #[test]

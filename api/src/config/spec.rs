@@ -87,7 +87,7 @@ pub fn parse_disk(text: &str) -> Result<Disk, SpecError> {
 /// Reads `PATH[,size=SIZE][,priority=N]`.
 pub fn parse_swap(text: &str) -> Result<AreaSpec, SpecError> {
     let (path, options) = path_and_options(text)?;
-    let mut area = AreaSpec { path, size: None, priority: None };
+    let mut area = AreaSpec { path, size: None, ..AreaSpec::default() };
     for part in options {
         match part.split_once('=') {
             Some(("size", _)) if area.size.is_some() => return Err(SpecError::Twice("size")),
@@ -201,10 +201,10 @@ mod tests {
 
     #[test]
     fn a_swap_area_takes_size_and_priority_in_any_order() {
-        let whole = AreaSpec { path: "s".into(), size: Some(1 << 30), priority: Some(7) };
+        let whole = AreaSpec { path: "s".into(), size: Some(1 << 30), priority: Some(7), ..AreaSpec::default() };
         assert_eq!(parse_swap("s,size=1G,priority=7"), Ok(whole.clone()));
         assert_eq!(parse_swap("s,priority=7,size=1024M"), Ok(whole));
-        assert_eq!(parse_swap("s"), Ok(AreaSpec { path: "s".into(), size: None, priority: None }));
+        assert_eq!(parse_swap("s"), Ok(AreaSpec::new("s")));
     }
 
     #[test]

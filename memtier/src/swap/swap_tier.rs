@@ -12,7 +12,7 @@ use super::areas::{Areas, SwapArea};
 use super::slot_cache::{SlotCacheCounters, SlotCaches};
 use super::slot_map::report;
 use crate::page::Page;
-use crate::status::{AreaInfo, AreaSpec};
+use crate::status::{AreaInfo, AreaSpec, AreaState, Discard};
 use crate::tier::file_store::FileStore;
 use crate::tier::store::{PageStore, WriteRun};
 use crate::tier::{Capacity, LoadError, STORE_BATCH, StoreError, Tier, store_batch};
@@ -283,6 +283,11 @@ fn info(priority: i32, area: &SwapArea, held: u32) -> AreaInfo {
         priority,
         bad_slots: u64::from(counts.bad),
         direct_io: area.store.direct_io(),
+        encrypted: false,
+        discard: Discard::Off,
+        state: AreaState::On,
+        uuid: None,
+        label: String::new(),
     }
 }
 

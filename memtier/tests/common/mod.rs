@@ -103,7 +103,8 @@ impl Guest {
     }
 
     pub fn swapon(&self, name: &str, pages: u64) -> memtier::units::AreaId {
-        let spec = AreaSpec { path: self.path(name), size: Some((pages + 1) * PAGE_SIZE as u64), priority: None };
+        let spec =
+            AreaSpec { path: self.path(name), size: Some((pages + 1) * PAGE_SIZE as u64), ..AreaSpec::default() };
         self.tiers.swapon(&spec).unwrap()
     }
 

@@ -44,7 +44,7 @@ impl PayloadPlan {
 
     /// A guest with one swap area in this file, of this size.
     pub fn tiered(vcpus: u8, memory: u64, swap: impl Into<PathBuf>, size: u64) -> Self {
-        Self::with_areas(vcpus, memory, vec![AreaSpec { path: swap.into(), size: Some(size), priority: None }])
+        Self::with_areas(vcpus, memory, vec![AreaSpec { path: swap.into(), size: Some(size), ..AreaSpec::default() }])
     }
 
     /// A guest with these swap areas, watched by `unmap`.

@@ -18,7 +18,7 @@ fn with_tiers(code: &[u8], cpus: u8, swap: &Path) -> (Arc<Machine>, Arc<Listener
     let kernel = image(code);
     let (listener, extra) = Listener::new();
     let mut config = config(&kernel, cpus);
-    let area = AreaSpec { path: swap.to_path_buf(), size: Some(4 << 20), priority: None };
+    let area = AreaSpec { path: swap.to_path_buf(), size: Some(4 << 20), ..AreaSpec::default() };
     config.tiering =
         Some(TieringConfig { tracker: TrackerChoice::Unmap, dirty_log: DirtyLogMode::default(), areas: vec![area] });
     let machine = Machine::build_with(config, extra).expect("built");
@@ -105,7 +105,7 @@ fn a_lost_page_ends_a_guest_that_takes_no_machine_checks_and_is_named() {
 fn a_swap_file_that_cannot_be_used_is_named() {
     let kernel = image(&counter());
     let mut config = config(&kernel, 1);
-    let area = AreaSpec { path: "/".into(), size: None, priority: None };
+    let area = AreaSpec::new("/");
     config.tiering =
         Some(TieringConfig { tracker: TrackerChoice::Unmap, dirty_log: DirtyLogMode::default(), areas: vec![area] });
     let error = Machine::build(config).map(drop).expect_err("a directory").to_string();

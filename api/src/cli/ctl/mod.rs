@@ -174,7 +174,8 @@ impl Session {
     fn swapon(&self, args: SwaponArgs) -> Result<(), CliError> {
         let target = "/memtier/swap_areas";
         // Relative to the person who types, not to the directory in which the guest was started.
-        let spec = AreaSpec { path: absolute(&args.path)?, size: args.size, priority: args.priority };
+        let spec =
+            AreaSpec { path: absolute(&args.path)?, size: args.size, priority: args.priority, ..AreaSpec::default() };
         let bytes = self.send(Method::PUT, target, body(&spec)?)?;
         if self.json {
             return self.print_json(&bytes);

@@ -36,7 +36,7 @@ fn store_all(tier: &SwapTier, gfns: &[Gfn]) -> Vec<StoreResult> {
 }
 
 fn file_spec(dir: &TempDir, name: &str, slots: u64) -> AreaSpec {
-    AreaSpec { path: dir.path().join(name), size: Some(Bytes::from_pages(slots).0), priority: None }
+    AreaSpec { path: dir.path().join(name), size: Some(Bytes::from_pages(slots).0), ..AreaSpec::default() }
 }
 
 #[test]

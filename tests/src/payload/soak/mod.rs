@@ -58,8 +58,11 @@ pub struct SoakReport {
 
 /// Runs a soak. `progress` gets a line every five seconds.
 pub fn run(plan: &SoakPlan, progress: impl FnMut(&str)) -> Result<SoakReport, SoakError> {
-    let swap =
-        |name: &str| AreaSpec { path: plan.folder.join(name), size: Some(plan.memory + (1 << 20)), priority: None };
+    let swap = |name: &str| AreaSpec {
+        path: plan.folder.join(name),
+        size: Some(plan.memory + (1 << 20)),
+        ..AreaSpec::default()
+    };
     let areas = [swap("soak-1.swap"), swap("soak-2.swap")];
     let vm = PayloadVm::start(&PayloadPlan::with_areas(plan.vcpus, plan.memory, areas[..1].to_vec()))?;
     let scene = Scene::new(&vm, Layout::of(&vm, plan.seed)?, areas, plan.seed);
