@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -131,6 +132,9 @@ fn measure_kernel_mode(kvm: &Kvm) -> Result<KernelMode, ProbeError> {
     ram.handle().write_slice(&COUNTER, GuestAddress(COUNTER_AT)).map_err(ProbeError::Write)?;
     let vm = Vm::new(kvm, ram)?;
     let mut vcpu = vm.create_vcpu(0)?;
+    // A vCPU without CPUID has no long mode: KVM on real hardware refuses the registers below then.
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    vcpu.set_cpuid2(&cpuid).map_err(KvmError::call("KVM_SET_CPUID2"))?;
     let mut sregs = vcpu.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
     registers::special(Entry::EveryVcpu { rip: COUNTER_AT }, &mut sregs);
     vcpu.set_sregs(&sregs).map_err(KvmError::call("KVM_SET_SREGS"))?;
